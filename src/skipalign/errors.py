@@ -1,0 +1,29 @@
+"""The few exceptions that a user can meet.
+
+Each message says what was found (value and place), what is required, and what to do. The command
+line prints it as one line and exits with status 1.
+"""
+
+
+class SkipalignError(Exception):
+    """A problem that the user can fix."""
+
+
+class RecipeError(SkipalignError, ValueError):
+    """A recipe or an option that cannot be used as it stands."""
+
+
+class DataError(SkipalignError, ValueError):
+    """A data file or a row that cannot be read."""
+
+
+class ModelError(SkipalignError, ValueError):
+    """A checkpoint or tokenizer that cannot be used for what was asked."""
+
+
+class VisibilityError(SkipalignError, RuntimeError):
+    """A batch or a model that would cut attention at a skip or mix samples."""
+
+
+class RunError(SkipalignError, RuntimeError):
+    """A run folder that does not hold what the command needs."""

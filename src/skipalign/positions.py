@@ -1,0 +1,604 @@
+"""Segments -> position ids and key biases: every strategy side by side.
+
+A position id is the number that tells a model with rotary embeddings (RoPE) where a token stands.
+Attention sees only differences of ids: a model that met no difference above 4,096 in training
+cannot use one of 40,000. The remedy of this file: keep the row short, but let its ids skip, so
+that eight tokens meet the distances of a hundred:
+
+    tokens      <s> You are | Long document ... | Question?
+    contiguous   0   1   2  |  3    4    5      |  6   7
+    skip         0   1   2  | 41   42   43      | 96  97
+
+A strategy is one class below with one method: `positions(segments, rng, breaks)`. It returns T
+integers, strictly increasing, all in [0, max_position). The order of tokens and what each may
+attend to stay as they are: a skip moves a token away, it never hides one. The strategies differ
+in two choices only: WHERE a skip may fall (the cuts) and HOW LONG it is (the gaps).
+
+    Contiguous   no skips: normal fine-tuning
+    SkipAlign    cuts at the borders of the conversation's own blocks
+    PoSE         cuts anywhere, one or a few
+    RandPos      a cut at every token
+
+A key bias, in the second half of the file, is our own addition: it tells the softmax, in training
+only, how much text every gap left out.
+
+Shape letters: T tokens of a sample, S segments, K cuts, R runs of consecutive positions.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from skipalign.encoding import Segment
+from skipalign.errors import DataError, RecipeError
+
+NO_BREAKS = np.zeros(0, np.int64)
+BORDERS = ("inner", "outer", "token", "all", "none")
+
+
+def sample_rng(seed: int, epoch: int, sample_id: str) -> np.random.Generator:
+    """Return the generator of one sample in one epoch.
+
+    What a sample draws depends on these three values alone, so it is the same after a crash, on
+    any number of workers or ranks, and in any order. Philox is keyed, not stepped: two keys give
+    two independent streams.
+    """
+    name = f"{seed}\0{epoch}\0{sample_id}".encode()
+    key = np.frombuffer(hashlib.blake2b(name, digest_size=16).digest(), np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def place(
+    num_tokens: int, cuts: Int[np.ndarray, " K"], gaps: Int[np.ndarray, " K"]
+) -> Int[np.ndarray, " T"]:
+    """Return 0..T-1 with `gaps[k]` left out before token `cuts[k]`; everything after it moves."""
+    steps = np.ones(num_tokens, np.int64)
+    steps[0] = 0
+    steps[cuts] += gaps
+    return np.cumsum(steps)
+
+
+def drawing(positions: Int[np.ndarray, " T"], segments: Sequence[Segment]) -> str:
+    """Return the ids in columns of four characters, with a bar between segments."""
+    blocks = (positions[segment.start : segment.stop] for segment in segments)
+    return " |".join("".join(f"{position:4d}" for position in block) for block in blocks)
+
+
+# The eight tokens of every drawing in this file: a system text, a long document, a question's
+# answer. Here every token is content; a real template adds headers.
+EIGHT_TOKENS = (
+    Segment(0, 3, "system", 0, 3),
+    Segment(3, 6, "user", 3, 6),
+    Segment(6, 8, "assistant", 6, 8),
+)
+
+
+# ------------------------------------------------------------- how long: the laws of the gaps
+
+
+class Law(ABC):
+    """How a sample's free positions (max_position - T) become the lengths of its skips."""
+
+    @abstractmethod
+    def gaps(self, budget: int, num_cuts: int, rng: np.random.Generator) -> Int[np.ndarray, " K"]:
+        """Draw one gap >= 0 for each of `num_cuts` >= 1 cuts; their sum is at most `budget`."""
+
+
+def divide(total: int, num_parts: int, rng: np.random.Generator) -> Int[np.ndarray, " K"]:
+    """Divide `total` into `num_parts` integers >= 0, every such division equally likely.
+
+    Stars and bars: of total + K - 1 places, K - 1 hold a bar; the stars between bars are the parts.
+    """
+    places = total + num_parts - 1
+    bars = np.sort(rng.choice(places, num_parts - 1, replace=False, shuffle=False))
+    return np.diff(bars, prepend=-1, append=places) - 1
+
+
+class StarsAndBars(Law):
+    """Total uniform in {0..budget}, divided uniformly over the cuts: the default.
+
+    Distances of every size occur, small ones included. A law that always spends its whole budget
+    leaves a hole in the middle of the distances that a model meets.
+    """
+
+    def gaps(self, budget: int, num_cuts: int, rng: np.random.Generator) -> Int[np.ndarray, " K"]:
+        return divide(int(rng.integers(budget + 1)), num_cuts, rng)
+
+
+class OneBorder(Law):
+    """Total uniform in {0..budget}, the whole of it at one cut drawn at random."""
+
+    def gaps(self, budget: int, num_cuts: int, rng: np.random.Generator) -> Int[np.ndarray, " K"]:
+        gaps = np.zeros(num_cuts, np.int64)
+        gaps[rng.integers(num_cuts)] = rng.integers(budget + 1)
+        return gaps
+
+
+class Sequential(Law):
+    """Each gap uniform in {0..what is left}, in order, so that its mean halves at every cut.
+
+    Source: the rule of PoSE at markers in axolotl (`use_pose`).
+    """
+
+    def gaps(self, budget: int, num_cuts: int, rng: np.random.Generator) -> Int[np.ndarray, " K"]:
+        gaps = np.zeros(num_cuts, np.int64)
+        for cut in range(num_cuts):
+            gaps[cut] = rng.integers(budget + 1)
+            budget -= int(gaps[cut])
+        return gaps
+
+
+class WholeBudget(Law):
+    """The whole budget in every sample, divided uniformly: for comparison, not for use."""
+
+    def gaps(self, budget: int, num_cuts: int, rng: np.random.Generator) -> Int[np.ndarray, " K"]:
+        return divide(budget, num_cuts, rng)
+
+
+LAWS: dict[str, Law] = {
+    "stars_and_bars": StarsAndBars(),
+    "one_border": OneBorder(),
+    "sequential": Sequential(),
+    "whole_budget": WholeBudget(),
+}
+
+
+# ------------------------------------------------------------- where: the strategies
+
+
+class Strategy(ABC):
+    """A way to give a sample its position ids. `name` is its word in a recipe."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def positions(
+        self,
+        segments: Sequence[Segment],
+        rng: np.random.Generator,
+        breaks: Int[np.ndarray, " N"] = NO_BREAKS,
+    ) -> Int[np.ndarray, " T"]:
+        """Draw the position ids of one sample.
+
+        Args:
+            segments: the sample's blocks, gapless from token 0 to T.
+            rng: the sample's own generator (`sample_rng`).
+            breaks: token indices at which a sentence begins, for strategies that use them.
+
+        Raises:
+            DataError: the sample has more tokens than `max_position`.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contiguous(Strategy):
+    """Leave the ids as they are, 0..T-1: normal fine-tuning.
+
+    >>> print(drawing(Contiguous().positions(EIGHT_TOKENS, sample_rng(0, 0, "a")), EIGHT_TOKENS))
+       0   1   2 |   3   4   5 |   6   7
+    """
+
+    name: ClassVar[str] = "contiguous"
+
+    def positions(
+        self,
+        segments: Sequence[Segment],
+        rng: np.random.Generator,  # noqa: ARG002
+        breaks: Int[np.ndarray, " N"] = NO_BREAKS,  # noqa: ARG002
+    ) -> Int[np.ndarray, " T"]:
+        return np.arange(segments[-1].stop, dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Skipping(Strategy):
+    """What all skipping strategies share: a range of positions and a share of samples that skip.
+
+    Args:
+        max_position: the ids lie in [0, max_position).
+        skip_fraction: share of the samples that skip, in [0, 1]; the others keep 0..T-1.
+    """
+
+    max_position: int
+    skip_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_position < 1:
+            raise RecipeError(
+                f"strategy {self.name}: max_position is {self.max_position}; it counts positions "
+                "and must be at least 1 - use the context length that you train for"
+            )
+        if not 0 <= self.skip_fraction <= 1:
+            raise RecipeError(
+                f"strategy {self.name}: skip_fraction is {self.skip_fraction}; it is the share of "
+                "samples that skip and must lie in [0, 1]"
+            )
+
+    def positions(
+        self,
+        segments: Sequence[Segment],
+        rng: np.random.Generator,
+        breaks: Int[np.ndarray, " N"] = NO_BREAKS,
+    ) -> Int[np.ndarray, " T"]:
+        num_tokens = segments[-1].stop
+        if num_tokens > self.max_position:
+            raise DataError(
+                f"a sample has {num_tokens:,} tokens, but strategy {self.name} has max_position "
+                f"{self.max_position:,}; raise max_position or lower the source's max_tokens"
+            )
+        if rng.random() >= self.skip_fraction:
+            return np.arange(num_tokens, dtype=np.int64)
+        return self._skip(segments, rng, breaks)
+
+    @abstractmethod
+    def _skip(
+        self, segments: Sequence[Segment], rng: np.random.Generator, breaks: Int[np.ndarray, " N"]
+    ) -> Int[np.ndarray, " T"]:
+        """Draw the ids of a sample that skips."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipAlign(_Skipping):
+    """Skip at the borders of the conversation's own blocks.
+
+    >>> skip = SkipAlign(max_position=100, skip_fraction=1.0)
+    >>> print(drawing(skip.positions(EIGHT_TOKENS, sample_rng(0, 0, "b")), EIGHT_TOKENS))
+       0   1   2 |   9  10  11 |  95  96
+
+    Block k keeps its inner order and moves by a cumulative bias u_k = u_(k-1) + s_k, s_k >= 0:
+    a message is never torn, and the distance between a question and its document becomes that of
+    a long context.
+
+    Args:
+        max_position: the ids lie in [0, max_position).
+        skip_at: which borders may skip. `inner`: an instruction and its response (Skip-Inner);
+            `outer`: a response and the next turn (Skip-Outer); `all`: every block border, also
+            that of a system text (Skip-All, and the default); `token`: any token, the other
+            reading of "skip everywhere"; `none`: no border, for `cuts_within` alone.
+        skip_fraction: share p of the samples that skip.
+        law: how the free positions are divided over the cuts; a key of `LAWS`.
+        cuts_within: number of further cuts inside the blocks' texts, for blocks so long that
+            distances inside them count as well.
+        cut_at: where those fall: `sentence` prefers the beginnings of sentences and paragraphs
+            and takes random tokens only where there are too few; `token` takes any.
+
+    Source: Wu et al. 2024, arXiv 2405.03939: the blocks, the cumulative bias, the three modes.
+    Differs: p, max_position, the law of the skips and their hyper-parameters are not published;
+        the defaults here are our choice. `cuts_within` and `token` are ours. No cut falls inside
+        a template's header or end-of-turn: `<|user|>` means nothing apart from its message.
+    """
+
+    name: ClassVar[str] = "skipalign"
+    skip_fraction: float = 0.5
+    skip_at: tuple[str, ...] = ("all",)
+    law: str = "stars_and_bars"
+    cuts_within: int = 0
+    cut_at: str = "sentence"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_known("skip_at", self.skip_at, BORDERS)
+        _require_known("law", (self.law,), tuple(LAWS))
+        _require_known("cut_at", (self.cut_at,), ("sentence", "token"))
+        if self.cuts_within < 0:
+            raise RecipeError(
+                f"strategy skipalign: cuts_within is {self.cuts_within}; it is a number of cuts "
+                "and must be 0 or more"
+            )
+
+    def _skip(
+        self, segments: Sequence[Segment], rng: np.random.Generator, breaks: Int[np.ndarray, " N"]
+    ) -> Int[np.ndarray, " T"]:
+        num_tokens = segments[-1].stop
+        cuts = block_borders(segments, self.skip_at)
+        if "token" in self.skip_at:
+            cuts = np.union1d(cuts, tokens_within(segments))
+        elif self.cuts_within:
+            cuts = np.union1d(cuts, self._draw_within(segments, rng, breaks))
+        if not len(cuts):
+            return np.arange(num_tokens, dtype=np.int64)
+        gaps = LAWS[self.law].gaps(self.max_position - num_tokens, len(cuts), rng)
+        return place(num_tokens, cuts, gaps)
+
+    def _draw_within(
+        self, segments: Sequence[Segment], rng: np.random.Generator, breaks: Int[np.ndarray, " N"]
+    ) -> Int[np.ndarray, " K"]:
+        """Draw `cuts_within` different cuts inside contents, or as many as there are."""
+        chosen = NO_BREAKS
+        if self.cut_at == "sentence":
+            chosen = _draw_some(breaks, self.cuts_within, rng)
+        missing = self.cuts_within - len(chosen)
+        if missing:
+            others = tokens_within(segments)
+            others = others[~np.isin(others, chosen)] if len(chosen) else others
+            chosen = np.concatenate([chosen, _draw_some(others, missing, rng)])
+        return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoSE(_Skipping):
+    """Cut the sample into a few chunks anywhere and move each by its own bias.
+
+    >>> pose = PoSE(max_position=100)
+    >>> print(drawing(pose.positions(EIGHT_TOKENS, sample_rng(0, 0, "f")), EIGHT_TOKENS))
+       0   1   2 |   3  53  54 |  55  56
+
+    Chunk 0 stays; chunk i moves by u_i, uniform in {u_(i-1)..P - T}.
+
+    Args:
+        max_position: P; the ids lie in [0, P).
+        num_chunks: N; a sample of fewer tokens has as many chunks as tokens.
+        skip_fraction: share of the samples that skip.
+
+    Source: Zhu et al. 2023, arXiv 2309.10400, section 3; for two chunks the first has a length
+        uniform in {1..(T + 1) // 2}, as in the authors' code.
+    Differs: for more chunks than two the borders are drawn uniformly (our choice);
+        `skip_fraction` is ours, 1 is the paper's.
+    """
+
+    name: ClassVar[str] = "pose"
+    num_chunks: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_chunks < 2:
+            raise RecipeError(
+                f"strategy pose: num_chunks is {self.num_chunks}; skipping needs 2 or more - "
+                "use strategy contiguous for no skips"
+            )
+
+    def _skip(
+        self,
+        segments: Sequence[Segment],
+        rng: np.random.Generator,
+        breaks: Int[np.ndarray, " N"],  # noqa: ARG002
+    ) -> Int[np.ndarray, " T"]:
+        num_tokens = segments[-1].stop
+        if num_tokens == 1:
+            return np.zeros(1, np.int64)
+        if self.num_chunks == 2:
+            cuts = rng.integers(1, (num_tokens + 1) // 2 + 1, size=1)
+        else:
+            num_cuts = min(self.num_chunks, num_tokens) - 1
+            cuts = np.sort(rng.choice(num_tokens - 1, num_cuts, replace=False)) + 1
+        budget = self.max_position - num_tokens
+        bias = np.zeros(len(cuts) + 1, np.int64)
+        for chunk in range(1, len(bias)):
+            bias[chunk] = rng.integers(bias[chunk - 1], budget + 1)
+        return place(num_tokens, cuts, np.diff(bias))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandPos(_Skipping):
+    """Give the T tokens T different ids of the whole range, sorted: a cut at every token.
+
+    >>> randpos = RandPos(max_position=100)
+    >>> print(drawing(randpos.positions(EIGHT_TOKENS, sample_rng(0, 0, "a")), EIGHT_TOKENS))
+       1  22  42 |  46  61  71 |  78  94
+
+    Args:
+        max_position: the ids lie in [0, max_position); the first is drawn as well.
+        skip_fraction: share of the samples that skip.
+
+    Source: Ruoss et al. 2023, arXiv 2305.16843, section 3.
+    Differs: `skip_fraction` is ours, 1 is the paper's.
+    """
+
+    name: ClassVar[str] = "randpos"
+
+    def _skip(
+        self,
+        segments: Sequence[Segment],
+        rng: np.random.Generator,
+        breaks: Int[np.ndarray, " N"],  # noqa: ARG002
+    ) -> Int[np.ndarray, " T"]:
+        ids = rng.choice(self.max_position, segments[-1].stop, replace=False, shuffle=False)
+        return np.sort(ids).astype(np.int64)
+
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    strategy.name: strategy for strategy in (Contiguous, SkipAlign, PoSE, RandPos)
+}
+
+
+# ------------------------------------------------------------- where: the candidates of a cut
+
+
+def block_borders(segments: Sequence[Segment], skip_at: Sequence[str]) -> Int[np.ndarray, " K"]:
+    """Return the first tokens of the segments before which `skip_at` lets a skip fall."""
+    cuts: list[int] = []
+    for before, after in pairwise(segments):
+        inner = after.role == "assistant" and before.role != "assistant"
+        outer = before.role == "assistant"
+        if "all" in skip_at or (inner and "inner" in skip_at) or (outer and "outer" in skip_at):
+            cuts.append(after.start)
+    return np.array(cuts, np.int64)
+
+
+def tokens_within(segments: Sequence[Segment]) -> Int[np.ndarray, " N"]:
+    """Return the tokens strictly inside contents, before which no template token is torn off."""
+    insides = [np.arange(s.content_start + 1, s.content_stop) for s in segments]
+    return np.concatenate(insides)
+
+
+def _draw_some(
+    candidates: Int[np.ndarray, " N"], count: int, rng: np.random.Generator
+) -> Int[np.ndarray, " K"]:
+    count = min(count, len(candidates))
+    return candidates[rng.choice(len(candidates), count, replace=False)] if count else NO_BREAKS
+
+
+def _require_known(field: str, found: Sequence[str], known: Sequence[str]) -> None:
+    for value in found:
+        if value not in known:
+            raise RecipeError(
+                f"strategy skipalign: {field} holds {value!r}; it takes {', '.join(known)}"
+            )
+
+
+# ------------------------------------------------------------- key biases: training only
+
+
+def runs(positions: Int[np.ndarray, " T"]) -> tuple[Int[np.ndarray, " R"], Int[np.ndarray, " R"]]:
+    """Return the first and the one-past-last token index of every run of consecutive positions."""
+    starts = np.flatnonzero(np.diff(positions, prepend=positions[0] - 2) != 1)
+    return starts, np.append(starts[1:], len(positions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyBias(ABC):
+    """A number for every key, one per run of consecutive positions, added to attention logits.
+
+    A skip changes distances, but not how many keys compete in the softmax: a row of 128 tokens
+    dilutes attention like 128 tokens wherever they sit. In TRAINING a key bias makes some runs
+    heavier than others; evaluation and the saved model know nothing of it.
+
+    It is our own addition, and why it works is not settled: softmax ignores a constant shift, so
+    only differences between runs act, and in our trials random weights (`PermutedBias`) did about
+    as well as the ones that stand for the text left out (`GapBias`). Training for margin may be
+    all there is to it.
+
+    Args:
+        keep_first_zero: no bias on the first token, the attention sink of many models.
+        keep_template_zero: no bias on template tokens (headers and end-of-turn).
+        cap: largest bias, in nats.
+    """
+
+    name: ClassVar[str]
+    keep_first_zero: bool = False
+    keep_template_zero: bool = False
+    cap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.cap is not None and not self.cap > 0:
+            raise RecipeError(
+                f"key_bias {self.name}: cap is {self.cap}; it is the largest bias in nats and "
+                "must be above 0 - leave it out for no cap"
+            )
+
+    def values(
+        self,
+        positions: Int[np.ndarray, " T"],
+        segments: Sequence[Segment],
+        rng: np.random.Generator,
+    ) -> Float[np.ndarray, " T"]:
+        """Return the bias of every key, in nats (natural logarithm), float32.
+
+        `rng` is the sample's own generator, after its positions were drawn from it.
+        """
+        starts, stops = runs(positions)
+        weights = self._per_run(positions, starts, stops, rng)
+        if self.cap is not None:
+            weights = np.minimum(weights, self.cap)
+        values = np.repeat(weights, stops - starts).astype(np.float32)
+        if self.keep_template_zero:
+            values[_template_tokens(segments)] = 0
+        if self.keep_first_zero:
+            values[0] = 0
+        return values
+
+    @abstractmethod
+    def _per_run(
+        self,
+        positions: Int[np.ndarray, " T"],
+        starts: Int[np.ndarray, " R"],
+        stops: Int[np.ndarray, " R"],
+        rng: np.random.Generator,
+    ) -> Float[np.ndarray, " R"]:
+        """Return one bias per run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapBias(KeyBias):
+    """Let every run stand for the text that the gap behind it left out.
+
+    Run i of l_i tokens, followed by a gap of g_i positions, has the bias log((l_i + g_i) / l_i):
+    each of its keys competes like (l_i + g_i) / l_i keys, so that the row dilutes attention like
+    the long text whose positions it carries. An integer weight n equals the key and its value
+    repeated n times. A pure function of the positions.
+
+    >>> positions = np.array([0, 1, 2, 41, 42, 43, 96, 97])
+    >>> print(GapBias().values(positions, EIGHT_TOKENS, sample_rng(0, 0, "a")).round(2))
+    [2.61 2.61 2.61 2.91 2.91 2.91 0.   0.  ]
+
+    Source: ours. Its pieces are known: proportional attention of merged tokens (Bolya et al. 2023,
+        arXiv 2210.09461), log quadrature weights of unevenly sampled keys (arXiv 2406.06486).
+    """
+
+    name: ClassVar[str] = "gap"
+
+    def _per_run(
+        self,
+        positions: Int[np.ndarray, " T"],
+        starts: Int[np.ndarray, " R"],
+        stops: Int[np.ndarray, " R"],
+        rng: np.random.Generator,  # noqa: ARG002
+    ) -> Float[np.ndarray, " R"]:
+        nexts = np.append(positions[starts[1:]], positions[-1] + 1)
+        return np.log((nexts - positions[starts]) / (stops - starts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermutedBias(GapBias):
+    """Shuffle the values of `GapBias` over the runs: as uneven, but standing for no text.
+
+    The control for what `GapBias` claims, and in our trials no worse than it.
+    """
+
+    name: ClassVar[str] = "permuted"
+
+    def _per_run(
+        self,
+        positions: Int[np.ndarray, " T"],
+        starts: Int[np.ndarray, " R"],
+        stops: Int[np.ndarray, " R"],
+        rng: np.random.Generator,
+    ) -> Float[np.ndarray, " R"]:
+        return rng.permutation(super()._per_run(positions, starts, stops, rng))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseBias(KeyBias):
+    """Draw every run's bias from a normal distribution of mean 0.
+
+    Args:
+        std: its standard deviation, in nats.
+    """
+
+    name: ClassVar[str] = "noise"
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.std < 0:
+            raise RecipeError(
+                f"key_bias noise: std is {self.std}; it is a standard deviation in nats and must "
+                "be 0 or more"
+            )
+
+    def _per_run(
+        self,
+        positions: Int[np.ndarray, " T"],  # noqa: ARG002
+        starts: Int[np.ndarray, " R"],
+        stops: Int[np.ndarray, " R"],  # noqa: ARG002
+        rng: np.random.Generator,
+    ) -> Float[np.ndarray, " R"]:
+        return self.std * rng.standard_normal(len(starts))
+
+
+KEY_BIASES: dict[str, type[KeyBias]] = {
+    bias.name: bias for bias in (GapBias, PermutedBias, NoiseBias)
+}
+
+
+def _template_tokens(segments: Sequence[Segment]) -> Int[np.ndarray, " N"]:
+    outside = [
+        np.r_[segment.start : segment.content_start, segment.content_stop : segment.stop]
+        for segment in segments
+    ]
+    return np.concatenate(outside).astype(np.int64)
