@@ -149,20 +149,20 @@ def _require_inside(positions: Int[np.ndarray, " T"], max_position: int, sample_
 # ---------------------------------------------------------------------------------------- show
 
 _COLUMNS = (
-    ("strategy", "strategy"),
-    ("max_position", "max_position"),
-    ("num_samples", "samples"),
-    ("covered_fraction", "covered"),
-    ("uniform_distance", "from uniform"),
-    ("mean_run", "mean run"),
+    ("strategy", "strategy", "{}"),
+    ("max_position", "max_position", "{:,}"),
+    ("num_samples", "samples", "{:,}"),
+    ("covered_fraction", "covered", "{:.1%}"),
+    ("uniform_distance", "from uniform", "{:.2f}"),
+    ("mean_run", "mean run", "{:,.1f}"),
 )
 
 
 def table(measured: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the figures as lines of plain text, one row for each named measurement."""
-    rows = [["", *(title for _, title in _COLUMNS)]]
+    rows = [["", *(title for _, title, _ in _COLUMNS)]]
     for name, coverage in measured.items():
-        rows.append([name, *(_cell(coverage[key]) for key, _ in _COLUMNS)])
+        rows.append([name, *(form.format(coverage[key]) for key, _, form in _COLUMNS)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(_justified(row, widths)).rstrip() for row in rows]
     return "\n".join(lines)
@@ -174,12 +174,6 @@ def _justified(row: Sequence[str], widths: Sequence[int]) -> list[str]:
         cell.ljust(width) if column < 2 else cell.rjust(width)
         for column, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}" if value < 1 else f"{value:,.1f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def draw(measured: Mapping[str, Mapping[str, Any]], path: str | Path) -> Path:
