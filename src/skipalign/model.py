@@ -1,0 +1,195 @@
+"""Checkpoint -> model and tokenizer: loading, RoPE extension, saving so that any loader agrees.
+
+Weights are read from safetensors only, and no code of a checkpoint is ever run.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import PretrainedConfig as Config
+from transformers import PreTrainedModel as Model
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from skipalign.errors import ModelError
+from skipalign.files import write_text
+from skipalign.rope import BATCH_DEPENDENT, NoExtension, RopeBase, RopeExtension
+
+# The first release that writes and reads `rope_parameters`.
+MINIMUM_TRANSFORMERS = "5.0"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load_tokenizer(path: str, *, revision: str | None = None) -> Tokenizer:
+    """Load the tokenizer of a local folder or hub id.
+
+    Raises:
+        ModelError: there is none, or it would need code of the checkpoint.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_load_message("tokenizer", path, error)) from None
+
+
+def load_config(path: str, *, revision: str | None = None) -> Config:
+    """Load the config of a local folder or hub id.
+
+    Raises:
+        ModelError: there is none, or it would need code of the checkpoint.
+    """
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_load_message("config", path, error)) from None
+
+
+def load_model(
+    path: str,
+    *,
+    revision: str | None = None,
+    rope: RopeExtension | None = None,
+    max_position: int | None = None,
+    skips: bool = False,
+    dtype: str = "float32",
+    attn_implementation: str = "sdpa",
+) -> Model:
+    """Load a causal language model, its RoPE extended, ready for positions in [0, max_position).
+
+    Args:
+        path: local folder or hub id.
+        revision: of the hub.
+        rope: how to extend; None leaves the checkpoint as it is.
+        max_position: positions that the model must reach, exclusive; None is its own window.
+        skips: whether position ids will skip; refuses what is wrong with skipped positions.
+        dtype: of the weights: float32, bfloat16 or float16.
+        attn_implementation: of transformers: sdpa, eager, flex_attention, flash_attention_2.
+
+    Raises:
+        ModelError: the checkpoint cannot be loaded or cannot be used for what is asked.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    config = load_config(path, revision=revision)
+    if rope is not None:
+        extend(config, rope, max_position, where=path)
+    if skips:
+        refuse_skips(config, max_position or config.max_position_embeddings, where=path)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=revision,
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(_load_message("model", path, error)) from None
+
+
+def extend(config: Config, rope: RopeExtension, max_position: int | None, *, where: str) -> None:
+    """Write the extended `rope_parameters` and `max_position_embeddings` into `config`.
+
+    Raises:
+        ModelError: the model has no RoPE, or one that this extension cannot be applied to.
+    """
+    base = rope_base(config, where=where)
+    try:
+        parameters, window = rope.apply(base, max_position or base.window)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from None
+    if isinstance(rope, NoExtension) and window == base.window:
+        return
+    config.rope_parameters = parameters
+    config.max_position_embeddings = window
+
+
+def rope_base(config: Config, *, where: str) -> RopeBase:
+    """Return the checkpoint's own frequencies and window.
+
+    Raises:
+        ModelError: the model has no RoPE, or one per kind of layer.
+    """
+    parameters = getattr(config, "rope_parameters", None)
+    if not parameters:
+        raise ModelError(
+            f"{where}: {config.model_type} has no rotary position embedding (its config has no "
+            "rope_parameters); skipped positions and RoPE extension need one - choose a model "
+            "with RoPE, such as Llama, Mistral or Qwen"
+        )
+    if any(isinstance(value, dict) for value in parameters.values()):
+        raise ModelError(
+            f"{where}: {config.model_type} has one RoPE per kind of layer "
+            f"({', '.join(parameters)}); extending them is not supported - choose a model with "
+            "one RoPE"
+        )
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return RopeBase(dict(parameters), head_dim, config.max_position_embeddings)
+
+
+def refuse_skips(config: Config, max_position: int, *, where: str) -> None:
+    """Refuse models whose attention would be wrong under skipped positions.
+
+    Raises:
+        ModelError: no RoPE; frequencies chosen from the largest position of a batch; or layers
+            that see less than the positions that are trained for.
+    """
+    rope_type = rope_base(config, where=where).parameters.get("rope_type", "default")
+    if rope_type in BATCH_DEPENDENT:
+        raise ModelError(
+            f"{where}: rope_type {rope_type!r} chooses its frequencies from the largest position "
+            "of the whole batch, so one skipped row changes every other; spell out fixed ones "
+            "(rope: {type: yarn, factor: ...}) for training with skips"
+        )
+    window = _sliding_window(config)
+    if window is not None and window < max_position:
+        raise ModelError(
+            f"{where}: some layers see {window:,} tokens back (sliding_window), fewer than "
+            f"max_position {max_position:,}; what skips teach would not reach them - lower "
+            "max_position or choose a model with full attention"
+        )
+
+
+def _sliding_window(config: Config) -> int | None:
+    """Return the shortest look-back of any layer, in tokens, or None for full attention."""
+    window = getattr(config, "sliding_window", None)
+    if window is None or getattr(config, "use_sliding_window", True) is False:
+        return None
+    layers = getattr(config, "layer_types", None)
+    if layers is not None and not any("sliding" in layer for layer in layers):
+        return None
+    return int(window)
+
+
+def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
+    """Save weights, config, tokenizer and generation config; make config.json readable by all.
+
+    transformers 5 writes `rope_parameters` only. A loader that knows the older keys alone would
+    take its default theta without a word, so they are written beside it.
+    """
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    parameters = config.get("rope_parameters")
+    if parameters:
+        config["rope_theta"] = parameters["rope_theta"]
+        if parameters.get("rope_type", "default") != "default":
+            scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
+            config["rope_scaling"] = {**parameters, "type": scaling["rope_type"]}
+    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _load_message(part: str, path: str, error: Exception) -> str:
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    hint = "give a folder with config.json and *.safetensors, or a hub id that can be reached"
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        hint = "it needs code of the checkpoint, which is never run here"
+    elif "safetensors" in str(error):
+        hint = "only safetensors weights are read; convert the checkpoint with save_pretrained"
+    return f"{path}: cannot load its {part} ({first_line}); {hint}"
