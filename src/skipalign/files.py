@@ -59,3 +59,20 @@ def read_json(path: str | Path) -> dict[str, Any]:
             "make it again with this version"
         )
     return value
+
+
+def append_json_line(path: str | Path, value: dict[str, Any]) -> None:
+    """Append one line of JSON; a kill can leave half a line, which readers pass over."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as handle:
+        handle.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Read what `append_json_line` wrote; an absent file has no lines, half a last line is none."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines if line.strip()]

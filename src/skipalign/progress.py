@@ -10,6 +10,8 @@ class Bar(Protocol):
 
     def advance(self, amount: int = 1) -> None: ...
 
+    def set_total(self, total: int) -> None: ...
+
 
 class Progress(Protocol):
     """Where stages report how far they are."""
@@ -19,6 +21,9 @@ class Progress(Protocol):
 
 class _SilentBar:
     def advance(self, amount: int = 1) -> None:
+        pass
+
+    def set_total(self, total: int) -> None:
         pass
 
 
@@ -58,5 +63,8 @@ class Terminal:
             class _RichBar:
                 def advance(self, amount: int = 1) -> None:
                     progress.advance(task, amount)
+
+                def set_total(self, total: int) -> None:
+                    progress.update(task, total=total)
 
             yield _RichBar()
