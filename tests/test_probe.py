@@ -1,0 +1,116 @@
+"""The start-up probe passes right models and names what is wrong with broken ones."""
+
+import pytest
+import torch
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+
+from skipalign.errors import VisibilityError
+from skipalign.probe import probe, require
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+}
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES))
+
+
+class Broken(torch.nn.Module):
+    """A wrapper that spoils one input on its way to the model."""
+
+    def __init__(self, model: LlamaForCausalLM, spoil: str) -> None:
+        super().__init__()
+        self.module = model
+        self.spoil = spoil
+
+    def forward(self, input_ids, position_ids, attention_mask):
+        if self.spoil == "mask":
+            attention_mask = None
+        if self.spoil == "positions":
+            position_ids = torch.arange(input_ids.shape[1])[None].expand_as(input_ids)
+        output = self.module(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            use_cache=False,
+        )
+        if self.spoil == "samples":
+            output.logits = output.logits + output.logits.mean(dim=0, keepdim=True)
+        if self.spoil == "future":
+            output.logits = output.logits + output.logits.mean(dim=1, keepdim=True)
+        return output
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_right_models_pass(
+    model: LlamaForCausalLM, attention: str, biased: bool, dtype: torch.dtype
+):
+    model.set_attn_implementation(attention)
+    verdict = probe(model.to(dtype), max_position=4096, with_key_bias=biased)
+    require(verdict)
+    assert verdict["attn_implementation"] == attention
+    assert len(verdict["checks"]) == 4
+    moved = {c["name"]: c["change"] for c in verdict["checks"] if c["expected"] == "moves"}
+    assert min(moved.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("mask", "attention is cut at the skip"),
+        ("positions", "ignores position_ids"),
+        ("samples", "sees another"),
+        ("future", "the answer is given away"),
+    ],
+)
+def test_broken_models_are_stopped_with_the_cure(model: LlamaForCausalLM, spoil: str, message: str):
+    verdict = probe(Broken(model, spoil), max_position=4096)
+    assert not verdict["passed"]
+    with pytest.raises(VisibilityError, match=message):
+        require(verdict)
+
+
+def test_an_attention_that_ignores_the_mask_is_stopped(model: LlamaForCausalLM):
+    def blind(module, query, key, value, attention_mask, scaling, **kwargs):
+        key, value = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
+        output = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        return output.transpose(1, 2), None
+
+    AttentionInterface.register("blind", blind)
+    model.set_attn_implementation("blind")
+    with pytest.raises(VisibilityError, match="the ones after them"):
+        require(probe(model, max_position=4096))
+
+
+def test_probe_leaves_model_and_random_state_alone(model: LlamaForCausalLM):
+    model.eval()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    probe(model, max_position=4096)
+    assert torch.equal(torch.rand(1), expected)
+    assert not model.training
+
+
+def test_dropout_does_not_pass_for_change():
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.5))
+    require(probe(model, max_position=4096))
+    assert not probe(Broken(model, "positions"), max_position=4096)["passed"]
+
+
+def test_a_range_without_room_for_a_skip_checks_the_rest(model: LlamaForCausalLM):
+    verdict = probe(model, max_position=10)
+    assert verdict["passed"]
+    assert len(verdict["checks"]) == 3
