@@ -149,7 +149,7 @@ def train(
     )
     engine.sampler = VisitSampler(
         examples.lengths,
-        examples.sources,
+        [examples.source_names[source] for source in examples.sources],
         weights or {},
         batch_size=args.per_device_train_batch_size,
         seed=seed,
@@ -195,7 +195,7 @@ def _reach(strategies: Mapping[str, Strategy], examples: ExampleFile) -> int:
 
 
 class SkipTrainer(Trainer):
-    """transformers' Trainer with our sampler and masks, and checkpoints that are whole or absent."""
+    """transformers' Trainer with our sampler and masks; its checkpoints are whole or absent."""
 
     sampler: VisitSampler
     tokens = 0
@@ -247,7 +247,7 @@ class SkipTrainer(Trainer):
         )
 
 
-class _Watch(TrainerCallback):  # ruff: noqa: ARG002 - the signatures are transformers'
+class _Watch(TrainerCallback):
     """Probe before step 1, write losses, advance the bar, stop on Ctrl-C or a loss of NaN."""
 
     def __init__(self, trainer: SkipTrainer, out: Path, max_position: int, biased: bool) -> None:

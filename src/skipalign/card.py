@@ -1,0 +1,106 @@
+"""The model card: what a model is made of, in a README that the hub and people read."""
+
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from skipalign.files import write_text
+from skipalign.model import MINIMUM_TRANSFORMERS
+
+RESULTS_BLOCK = "<!-- results -->\nNot evaluated yet.\n<!-- /results -->"
+
+
+def write_card(
+    model_dir: Path, training: Mapping[str, Any], *, accounting: Mapping[str, Any] | None = None
+) -> None:
+    """Write model/README.md from a training's settings and outcome.
+
+    Args:
+        model_dir: the Hugging Face folder.
+        training: the contents of training.json.
+        accounting: of accounting.json, where data was prepared.
+    """
+    base = training["base"]["path"]
+    header = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    header += [f"base_model: {_yaml_text(base)}", "tags: [skipalign, long-context]", "---"]
+    parts = [
+        "\n".join(header),
+        f"# {_text(Path(base).name)}, {_text(training['method'])}, seed {training['seed']}",
+        _how(training),
+        "## Results\n\n" + RESULTS_BLOCK,
+        "## Data\n\n" + _data(training, accounting),
+        "## Settings\n\n" + _table(_flat(_settings(training))),
+        "## Loading\n\n" + _loading(),
+    ]
+    write_text(model_dir / "README.md", "\n\n".join(parts) + "\n")
+
+
+def _how(training: Mapping[str, Any]) -> str:
+    if not training["train"]:
+        return "The base with another RoPE extension; no weight was changed."
+    names = ", ".join(strategy["name"] for strategy in training["strategies"].values())
+    bias = training["key_bias"]
+    added = f" and the key bias `{bias['name']}` (in training only)" if bias else ""
+    return (
+        f"Fine-tuned by skipalign with the position strategy {_text(names)}{added}, "
+        f"{training['steps']:,} steps, rows of at most {training['max_row_tokens']:,} tokens. It "
+        "is an ordinary checkpoint: positions skip in training only."
+    )
+
+
+def _data(training: Mapping[str, Any], accounting: Mapping[str, Any] | None) -> str:
+    if accounting is None:
+        return "None."
+    rows: dict[str, str] = {}
+    for source in training["sources"]:
+        found = accounting["sources"][source["name"]]
+        rejected, dropped = sum(found["rejected"].values()), sum(found["dropped"].values())
+        rows[f"{source['name']} ({source['path']})"] = (
+            f"{found['rows_read']:,} rows read = {found['used']:,} used + {rejected:,} rejected "
+            f"+ {dropped:,} dropped; {found['tokens']:,} tokens"
+        )
+    return _table(rows)
+
+
+def _settings(training: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("strategies", "key_bias", "rope", "trainer", "seed")
+    return {key: training[key] for key in keys}
+
+
+def _loading() -> str:
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("skipalign", "transformers")
+    )
+    return (
+        f"Made with {versions}. transformers {MINIMUM_TRANSFORMERS} or newer reads the RoPE "
+        "settings from `rope_parameters`; `rope_theta` and `rope_scaling` hold the same for older "
+        "loaders. Evaluation uses natural positions."
+    )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            rows |= _flat(item, f"{prefix}{key}.")
+        else:
+            rows[prefix + str(key)] = item
+    return rows
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    lines = [f"| {_text(str(key))} | {_text(str(value))} |" for key, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _text(text: str) -> str:
+    """Return text as Markdown shows it, whatever it holds."""
+    shown = "".join(character if character.isprintable() else " " for character in text)
+    for character in "\\`*_[]<>|#":
+        shown = shown.replace(character, "\\" + character)
+    return shown
+
+
+def _yaml_text(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

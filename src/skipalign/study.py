@@ -1,0 +1,405 @@
+"""Trainings -> a run folder: prepare, train, evaluate, report, each stage skipped where it is done.
+
+runs/NAME/recipe.yaml, environment.json, report.html
+runs/NAME/METHOD/seed-N/    one training (runs/NAME itself where there is one only)
+    data/ rejected.jsonl accounting.json          prepare
+    probe.json loss.jsonl checkpoints/ model/     train
+    settings.json coverage.json training.json
+    evaluation/needle/ evaluation/stretch/        evaluate
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from skipalign import coverage, report
+from skipalign import prepare as prepare_room
+from skipalign.card import write_card
+from skipalign.errors import RunError
+from skipalign.evaluation.needle import NeedleSettings, evaluate_needle
+from skipalign.evaluation.stretch import StretchSettings, evaluate_stretch
+from skipalign.files import read_json, write_json, write_text
+from skipalign.generation import TransformersGenerator
+from skipalign.model import load_model, load_tokenizer, save_model
+from skipalign.positions import KeyBias, Strategy
+from skipalign.prepare import ExampleFile, Source
+from skipalign.progress import Progress, Silent
+from skipalign.rope import RopeExtension
+from skipalign.training import train as fine_tune
+
+PACKAGES = ("skipalign", "torch", "transformers", "accelerate", "tokenizers", "numpy", "peft")
+SHARED_DATA = ("rejected.jsonl", "accounting.json")
+_SILENT = Silent()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The checkpoint that a training starts from: a local folder or a hub id."""
+
+    path: str
+    revision: str | None = None
+    dtype: str = "float32"
+    attn_implementation: str = "sdpa"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One method with one seed, everything resolved.
+
+    Args:
+        method: its name in tables.
+        seed: of order, positions and dropout.
+        directory: below the run folder; "" is the run folder itself.
+        base: what it starts from.
+        sources: the conversations.
+        strategies: position strategy by source name.
+        key_bias: added to attention logits of keys in training, or None.
+        rope: RoPE extension.
+        trainer: keys of transformers' TrainingArguments.
+        template_kwargs: what the chat template takes.
+        needle: the needle grid to evaluate, or None.
+        stretch: the stretch probe to evaluate, or None.
+        train: False evaluates the extended base as it is.
+    """
+
+    method: str
+    seed: int
+    directory: str
+    base: Base
+    sources: tuple[Source, ...]
+    strategies: Mapping[str, Strategy]
+    rope: RopeExtension
+    key_bias: KeyBias | None = None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    needle: NeedleSettings | None = None
+    stretch: StretchSettings | None = None
+    train: bool = True
+
+    @property
+    def max_position(self) -> int:
+        """The largest range of positions that any of its strategies uses; 0 without skips."""
+        return max(getattr(each, "max_position", 0) for each in self.strategies.values())
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that decides the weights, ready for JSON."""
+        strategies = {
+            name: {"name": strategy.name, **asdict(strategy)}  # type: ignore[call-overload]
+            for name, strategy in self.strategies.items()
+        }
+        bias = self.key_bias
+        return {
+            "method": self.method,
+            "seed": self.seed,
+            "base": asdict(self.base),
+            "sources": [asdict(source) for source in self.sources],
+            "strategies": strategies,
+            "key_bias": {"name": bias.name, **asdict(bias)} if bias else None,  # type: ignore[call-overload]
+            "rope": {"type": self.rope.type, **asdict(self.rope)},  # type: ignore[call-overload]
+            "trainer": dict(self.trainer),
+            "template_kwargs": dict(self.template_kwargs),
+            "train": self.train,
+        }
+
+
+def run(
+    trainings: Sequence[Training],
+    run_dir: Path,
+    progress: Progress = _SILENT,
+    *,
+    recipe_text: str,
+) -> Path:
+    """Do all that is not done yet; return the path of report.html.
+
+    Raises:
+        SkipalignError: the first stage that cannot be done; what is done stays.
+    """
+    begin(run_dir, recipe_text, seeds=[training.seed for training in trainings])
+    prepare(trainings, run_dir, progress)
+    max_position = max(training.max_position for training in trainings)
+    for order, training in enumerate(trainings):
+        train(training, run_dir, progress, order=order, coverage_range=max_position)
+        evaluate(training, run_dir, progress)
+    page = report.write_report([run_dir])
+    for training in trainings:
+        if (run_dir / training.directory / "model").exists():
+            report.add_results_to_card(run_dir / training.directory / "model", run_dir)
+    return page
+
+
+def begin(run_dir: Path, recipe_text: str, *, seeds: Sequence[int]) -> None:
+    """Write the resolved recipe and the environment into the run folder."""
+    write_text(run_dir / "recipe.yaml", recipe_text)
+    write_json(run_dir / "environment.json", {**environment(), "seeds": sorted(set(seeds))})
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and machine: what a rerun needs besides the recipe."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": devices,
+    }
+
+
+def prepare(
+    trainings: Sequence[Training], run_dir: Path, progress: Progress = _SILENT
+) -> dict[str, Any]:
+    """Prepare the data of every training; equal data is made once and linked.
+
+    Returns:
+        the accounting of the last training.
+    """
+    made: dict[str, Path] = {}
+    accounting: dict[str, Any] = {}
+    for training in trainings:
+        if not training.train:
+            continue
+        out = run_dir / training.directory
+        key = json.dumps([training.settings()[part] for part in ("base", "sources")], default=str)
+        if key in made:
+            _link_data(made[key], out)
+            continue
+        started = time.monotonic()
+        tokenizer = load_tokenizer(training.base.path, revision=training.base.revision)
+        accounting = prepare_room.prepare(
+            training.sources,
+            tokenizer,
+            out,
+            template_kwargs=training.template_kwargs,
+            progress=progress,
+        )
+        made[key] = out
+        _note_seconds(out, "prepare", time.monotonic() - started)
+    return accounting
+
+
+def _link_data(made: Path, out: Path) -> None:
+    """Put the data of one training into another's folder, without a second copy on disk."""
+    theirs, ours = made / "data/manifest.json", out / "data/manifest.json"
+    if ours.exists() and ours.read_bytes() == theirs.read_bytes():
+        return
+    shutil.rmtree(out / "data", ignore_errors=True)
+    (out / "data").mkdir(parents=True)
+    files = [path for path in (made / "data").iterdir() if path.name != "manifest.json"]
+    for path in (*files, *(made / name for name in SHARED_DATA), theirs):
+        target = out / path.relative_to(made)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(path, target)
+        except OSError:
+            shutil.copy2(path, target)
+
+
+def train(
+    training: Training,
+    run_dir: Path,
+    progress: Progress = _SILENT,
+    *,
+    order: int = 0,
+    coverage_range: int | None = None,
+) -> dict[str, Any]:
+    """Train one training whose data is prepared; return its training.json.
+
+    Args:
+        training: what to train.
+        run_dir: the run folder.
+        progress: where to report.
+        order: its place in tables.
+        coverage_range: distances that its coverage is measured over; its own range by default.
+
+    Raises:
+        RunError: the folder holds a training of other settings.
+    """
+    out = run_dir / training.directory
+    if (done := _finished(training, out)) is not None:
+        return done
+    max_position = training.max_position or None
+    model = load_model(
+        training.base.path,
+        revision=training.base.revision,
+        rope=training.rope,
+        max_position=max_position,
+        skips=training.max_position > 0,
+        dtype=training.base.dtype,
+        attn_implementation=training.base.attn_implementation,
+    )
+    tokenizer = load_tokenizer(training.base.path, revision=training.base.revision)
+    document: dict[str, Any] = {**training.settings(), "order": order}
+    if training.train:
+        examples = ExampleFile(out / "data")
+        outcome = fine_tune(
+            model,
+            tokenizer,
+            examples,
+            out,
+            strategies=training.strategies,
+            key_bias=training.key_bias,
+            weights={source.name: source.weight for source in training.sources},
+            trainer=training.trainer,
+            seed=training.seed,
+            progress=progress,
+        )
+        if outcome.interrupted:
+            raise KeyboardInterrupt
+        document |= asdict(outcome)
+        _note_seconds(out, "train", outcome.seconds)
+        _write_coverage(training, examples, out, coverage_range or training.max_position)
+    else:
+        save_model(model, tokenizer, out / "model")
+    write_json(out / "training.json", document)
+    write_card(out / "model", document, accounting=_accounting(out))
+    return read_json(out / "training.json")
+
+
+def _finished(training: Training, out: Path) -> dict[str, Any] | None:
+    """Return the training.json of a finished training; claim the folder for a new one.
+
+    Raises:
+        RunError: the folder holds a training of other settings.
+    """
+    claimed = out / "settings.json"
+    digest = hashlib.blake2b(
+        json.dumps(training.settings(), sort_keys=True, default=str).encode(), digest_size=16
+    ).hexdigest()
+    if claimed.exists():
+        found = read_json(claimed)
+        if found["digest"] != digest and _holds_work(out):
+            raise RunError(
+                f"{out}: holds a training of other settings ({_unlike(found, training)}); give "
+                "the new one a folder of its own (name=...) or delete this one"
+            )
+    write_json(claimed, {"digest": digest, **training.settings()})
+    if (out / "training.json").exists() and (out / "model/config.json").exists():
+        return read_json(out / "training.json")
+    return None
+
+
+def _holds_work(out: Path) -> bool:
+    return (out / "model").exists() or any((out / "checkpoints").glob("checkpoint-*"))
+
+
+def _unlike(found: Mapping[str, Any], training: Training) -> str:
+    new = json.loads(json.dumps(training.settings(), default=str))
+    names = [key for key, value in new.items() if found.get(key) != value]
+    return ", ".join(f"{key}: {found.get(key)} there, {new[key]} here" for key in names[:2])
+
+
+def _write_coverage(training: Training, examples: ExampleFile, out: Path, reach: int) -> None:
+    """Measure what the first source's strategy teaches."""
+    name = training.sources[0].name
+    rows = np.flatnonzero(np.array(examples.source_names)[examples.sources] == name)
+    reach = max(reach, int(examples.lengths.max()))
+    measured = coverage.measure(
+        training.strategies[name],
+        [examples[int(row)] for row in rows[: coverage.MAX_SAMPLES]],
+        max_position=reach,
+        seed=training.seed,
+        rng=np.random.default_rng(training.seed),
+    )
+    write_json(out / "coverage.json", measured)
+
+
+def _accounting(out: Path) -> dict[str, Any] | None:
+    path = out / "accounting.json"
+    return read_json(path) if path.exists() else None
+
+
+def evaluate(training: Training, run_dir: Path, progress: Progress = _SILENT) -> None:
+    """Evaluate one trained model in the tasks that its recipe asks for and that are not done."""
+    out = run_dir / training.directory
+    tasks = {"needle": training.needle, "stretch": training.stretch}
+    todo = {
+        task: settings
+        for task, settings in tasks.items()
+        if settings is not None
+        and not _answered(out / "evaluation" / task / f"{task}.json", settings)
+    }
+    if not todo:
+        return
+    generator, tokenizer = load_generator(out / "model")
+    for task, settings in todo.items():
+        started = time.monotonic()
+        evaluate_task(generator, tokenizer, settings, out / "evaluation" / task, progress)
+        _note_seconds(out, task, time.monotonic() - started)
+
+
+def _answered(path: Path, settings: NeedleSettings | StretchSettings) -> bool:
+    if not path.exists():
+        return False
+    asked = json.loads(json.dumps(asdict(settings)))
+    found = read_json(path)["settings"]
+    return all(found.get(key) == value for key, value in asked.items())
+
+
+def load_generator(model_dir: str | Path) -> tuple[TransformersGenerator, Any]:
+    """Load a finished model as any loader would: natural positions, no key bias."""
+    tokenizer = load_tokenizer(str(model_dir))
+    model: Any = load_model(str(model_dir))
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    return TransformersGenerator(model, tokenizer), tokenizer
+
+
+def evaluate_task(
+    generator: TransformersGenerator,
+    tokenizer: Any,
+    settings: NeedleSettings | StretchSettings,
+    out: Path,
+    progress: Progress = _SILENT,
+) -> dict[str, Any]:
+    """Run the task that `settings` belong to and leave its results in `out`."""
+    task = evaluate_needle if isinstance(settings, NeedleSettings) else evaluate_stretch
+    return task(generator, tokenizer, settings, out, progress)  # type: ignore[arg-type]
+
+
+def evaluate_model(
+    model_dir: str | Path,
+    settings: NeedleSettings | StretchSettings,
+    out: Path,
+    progress: Progress = _SILENT,
+) -> dict[str, Any]:
+    """Evaluate the model in a folder (or of a hub id) in one task."""
+    generator, tokenizer = load_generator(model_dir)
+    return evaluate_task(generator, tokenizer, settings, out, progress)
+
+
+def _note_seconds(out: Path, stage: str, seconds: float) -> None:
+    """Keep how long each stage took, for the report and the end of `run`."""
+    path = out / "seconds.json"
+    found = read_json(path) if path.exists() else {}
+    found.pop("schema_version", None)
+    write_json(path, {**found, stage: round(seconds, 2)})
+
+
+def seconds_by_stage(trainings: Sequence[Training], run_dir: Path) -> dict[str, float]:
+    """Return the summed seconds of every stage of a run."""
+    total: dict[str, float] = {}
+    for training in trainings:
+        path = run_dir / training.directory / "seconds.json"
+        for stage, seconds in (read_json(path) if path.exists() else {}).items():
+            if stage != "schema_version":
+                total[stage] = total.get(stage, 0.0) + seconds
+    return total
