@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import rotate_checkpoints
 
 from skipalign.batch import Batch, Collator, VisitDataset, VisitSampler
@@ -53,6 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "save_steps": 200,
     "save_total_limit": 2,
     "lr_scheduler_type": "cosine",
+    "dataloader_pin_memory": torch.cuda.is_available(),
 }
 BIAS_IMPLEMENTATIONS = ("eager", "sdpa")
 CHECKPOINT_MANIFEST = "skipalign_checkpoint.json"
@@ -157,6 +165,7 @@ def train(
     checkpoint = newest_checkpoint(Path(args.output_dir))
     _keep_losses_until(out / "loss.jsonl", checkpoint)
     watch = _Watch(engine, out, _reach(strategies, examples), key_bias is not None)
+    engine.remove_callback(PrinterCallback)
     engine.add_callback(watch)
     with _ctrl_c_stops(watch), (progress or Silent()).bar("train", None) as bar:
         watch.bar = bar

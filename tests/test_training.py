@@ -1,0 +1,332 @@
+"""The run as a whole on a small random model: what it leaves, how it resumes, what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from skipalign.errors import RecipeError, RunError, VisibilityError
+from skipalign.files import read_json, read_json_lines
+from skipalign.model import load_model, load_tokenizer, save_model
+from skipalign.positions import GapBias, PoSE, SkipAlign
+from skipalign.prepare import ExampleFile, Source, prepare
+from skipalign.rope import Ntk
+from skipalign.training import newest_checkpoint, train, training_arguments
+
+WORDS = [*"abcdefghijklmnopqrstuvwxyz", ".", "?"]
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}> {{ m.content }} <end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TRAINER = {
+    "max_steps": 12,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "save_steps": 5,
+}
+
+
+def make_base(folder: Path, dropout: float = 0.0) -> Path:
+    special = ["<pad>", "<user>", "<assistant>", "<end>", "<unk>"]
+    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token="<end>",
+        unk_token="<unk>",
+        additional_special_tokens=["<user>", "<assistant>"],
+        chat_template=TEMPLATE,
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        attention_dropout=dropout,
+        pad_token_id=0,
+        eos_token_id=3,
+    )
+    save_model(LlamaForCausalLM(config), tokenizer, folder)
+    return folder
+
+
+def make_data(folder: Path, base: Path, rows: int = 70) -> ExampleFile:
+    path = folder / "chats.jsonl"
+    lines: list[str] = []
+    for row in range(rows):
+        words = [WORDS[(row * 7 + index * (row % 5 + 1)) % 26] for index in range(10 + row % 23)]
+        content = " ".join(words)
+        answer = " ".join(reversed(words[:4]))
+        chat = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        lines.append(json.dumps({"messages": chat}))
+    path.write_text("\n".join(lines) + "\n")
+    prepare([Source(path=str(path), name="chats")], load_tokenizer(str(base)), folder)
+    return ExampleFile(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base"), dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, base: Path) -> ExampleFile:
+    return make_data(tmp_path_factory.mktemp("data"), base)
+
+
+def data_folder(data: ExampleFile) -> Path:
+    _, (folder,) = data.__reduce__()
+    return folder
+
+
+def fit(base: Path, data: ExampleFile, out: Path, **changes: object):
+    trainer = {**TRAINER, **changes.pop("trainer", {})}  # type: ignore[dict-item]
+    options = {
+        "strategies": {"chats": SkipAlign(max_position=512, skip_fraction=1.0)},
+        "key_bias": GapBias(),
+        **changes,
+    }
+    model = load_model(str(base), rope=Ntk(factor=8.0, temperature=1.2), max_position=512)
+    return train(model, load_tokenizer(str(base)), data, out, trainer=trainer, **options)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model/model.safetensors")
+
+
+def test_a_run_leaves_a_folder_that_any_loader_runs(base: Path, data: ExampleFile, tmp_path: Path):
+    outcome = fit(base, data, tmp_path)
+    assert outcome.steps == 12
+    assert not outcome.interrupted
+    losses = read_json_lines(tmp_path / "loss.jsonl")
+    assert [line["step"] for line in losses] == list(range(1, 13))
+    assert losses[-1]["loss"] < losses[0]["loss"]
+    verdict = read_json(tmp_path / "probe.json")
+    assert verdict["passed"]
+    assert verdict["with_key_bias"]
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json"} <= names
+    assert {"tokenizer.json", "tokenizer_config.json"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
+    tokenizer = load_tokenizer(str(tmp_path / "model"))
+    assert tokenizer.chat_template == TEMPLATE
+    assert load_model(str(tmp_path / "model")).config.max_position_embeddings == 512
+
+
+def test_tokens_are_counted_without_padding(base: Path, data: ExampleFile, tmp_path: Path):
+    one_epoch = {"max_steps": -1, "num_train_epochs": 1, "gradient_accumulation_steps": 1}
+    for bias in (None, GapBias()):
+        out = tmp_path / str(bias is None)
+        outcome = fit(base, data, out, key_bias=bias, trainer=one_epoch)
+        assert outcome.tokens == int(data.lengths.sum())
+        assert outcome.max_row_tokens == int(data.lengths.max())
+
+
+def test_the_same_run_has_the_same_weights_and_another_seed_others(
+    base: Path, data: ExampleFile, tmp_path: Path
+):
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        fit(base, data, tmp_path / name, seed=seed, trainer={"max_steps": 3})
+    one, two, three = (weights(tmp_path / name) for name in ("one", "two", "three"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], three[name]) for name in one)
+
+
+def test_without_skips_and_bias_training_differs(base: Path, data: ExampleFile, tmp_path: Path):
+    fit(base, data, tmp_path / "bias", trainer={"max_steps": 2})
+    fit(base, data, tmp_path / "none", key_bias=None, trainer={"max_steps": 2})
+    fit(
+        base,
+        data,
+        tmp_path / "pose",
+        key_bias=None,
+        strategies={"chats": PoSE(max_position=512)},
+        trainer={"max_steps": 2},
+    )
+    found = [weights(tmp_path / name)["model.norm.weight"] for name in ("bias", "none", "pose")]
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
+
+
+INTERRUPTED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import test_training as t
+from skipalign import training
+from skipalign.prepare import ExampleFile
+
+class Stop(training._Watch):
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
+        if state.global_step == {step}:
+            os.kill(os.getpid(), signal.{signal})
+
+training._Watch = Stop
+outcome = t.fit(Path({base!r}), ExampleFile(Path({data!r})), Path({out!r}), seed=4)
+print("interrupted", outcome.interrupted)
+"""
+
+
+def start_and_stop(base: Path, data: ExampleFile, out: Path, step: int, name: str) -> str:
+    script = INTERRUPTED.format(
+        tests=str(Path(__file__).parent),
+        step=step,
+        signal=name,
+        base=str(base),
+        data=str(data_folder(data)),
+        out=str(out),
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    expected = -signal.SIGKILL if name == "SIGKILL" else 0
+    assert done.returncode == expected, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path, data: ExampleFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    fit(base, data, out, seed=4)
+    torch.set_num_threads(before)
+    return out
+
+
+@pytest.fixture
+def one_thread():
+    """Sums of floats depend on the number of threads; runs to compare use one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("step", "name"), [(8, "SIGKILL"), (7, "SIGINT")])
+def test_a_stopped_run_ends_with_the_same_weights_to_the_bit(
+    base: Path, data: ExampleFile, tmp_path: Path, whole: Path, step: int, name: str
+):
+    printed = start_and_stop(base, data, tmp_path, step, name)
+    if name == "SIGINT":
+        assert "interrupted True" in printed
+    assert not (tmp_path / "model").exists()
+    left = newest_checkpoint(tmp_path / "checkpoints")
+    assert left is not None
+    assert left.name == {"SIGKILL": "checkpoint-5", "SIGINT": "checkpoint-8"}[name]
+    fit(base, data, tmp_path, seed=4)
+    expected, found = weights(whole), weights(tmp_path)
+    assert all(torch.equal(expected[part], found[part]) for part in expected)
+    steps = [line["step"] for line in read_json_lines(tmp_path / "loss.jsonl")]
+    assert steps == list(range(1, 13))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_broken_newest_checkpoint_is_passed_over(
+    base: Path, data: ExampleFile, tmp_path: Path, whole: Path
+):
+    start_and_stop(base, data, tmp_path, 11, "SIGKILL")
+    newest = newest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None
+    assert newest.name == "checkpoint-10"
+    optimizer = newest / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-7])
+    older = newest_checkpoint(tmp_path / "checkpoints")
+    assert older is not None
+    assert older.name == "checkpoint-5"
+    fit(base, data, tmp_path, seed=4)
+    expected, found = weights(whole), weights(tmp_path)
+    assert all(torch.equal(expected[part], found[part]) for part in expected)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("one_thread")
+def test_kills_at_random_moments_never_lose_a_run(
+    base: Path, data: ExampleFile, tmp_path: Path, whole: Path
+):
+    import random
+
+    chance = random.Random(0)
+    script = INTERRUPTED.format(
+        tests=str(Path(__file__).parent),
+        step=10**6,
+        signal="SIGKILL",
+        base=str(base),
+        data=str(data_folder(data)),
+        out=str(tmp_path),
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for attempt in range(40):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            # A start takes some seconds of imports; the run itself one or two.
+            _, errors = process.communicate(timeout=3 + 5 * chance.random() + attempt / 4)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            time.sleep(0.05)
+            continue
+        assert process.returncode == 0, errors.decode()[-2000:]
+        break
+    expected, found = weights(whole), weights(tmp_path)
+    assert all(torch.equal(expected[part], found[part]) for part in expected)
+
+
+def test_keys_that_the_run_owns_are_refused_with_the_reason(tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"trainer\.output_dir: not yours to set"):
+        training_arguments({"output_dir": "x"}, output_dir=tmp_path, seed=0)
+    with pytest.raises(RecipeError, match=r"trainer\.learning_rat: .* no such key"):
+        training_arguments({"learning_rat": 1.0}, output_dir=tmp_path, seed=0)
+    with pytest.raises(RecipeError, match="trainer: "):
+        training_arguments({"lr_scheduler_type": "cubic"}, output_dir=tmp_path, seed=0)
+
+
+def test_key_bias_is_refused_where_no_float_mask_is_taken(
+    base: Path, data: ExampleFile, tmp_path: Path
+):
+    model = load_model(str(base), attn_implementation="flex_attention")
+    with pytest.raises(VisibilityError, match="'gap' with attn_implementation 'flex_attention'"):
+        train(
+            model,
+            load_tokenizer(str(base)),
+            data,
+            tmp_path,
+            strategies={"chats": PoSE(max_position=512)},
+            key_bias=GapBias(),
+        )
+
+
+def test_a_loss_that_is_no_number_stops_the_run(base: Path, data: ExampleFile, tmp_path: Path):
+    with pytest.raises(RunError, match="the loss is nan at step"):
+        fit(base, data, tmp_path, trainer={"learning_rate": 1e30, "max_grad_norm": 0.0})
+    assert not (tmp_path / "model").exists()
