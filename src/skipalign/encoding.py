@@ -1,9 +1,28 @@
-"""Conversation -> Example: token ids, what is trained, and the blocks, by the chat template."""
+"""Conversation -> Example: token ids, what is trained, and the blocks, by the chat template.
 
-from dataclasses import dataclass
+The text that the model reads is what the tokenizer's own template renders, tokenised once;
+template.py finds the messages in it, in characters, and this room turns them into tokens.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
+
+from skipalign.conversation import Conversation, Message
+from skipalign.errors import RecipeError
+from skipalign.template import DEFAULT_TEMPLATE as DEFAULT_TEMPLATE
+from skipalign.template import DEFAULT_TEMPLATE_NAME as DEFAULT_TEMPLATE_NAME
+from skipalign.template import Block, Layout, NotPrefixError, Template
+from skipalign.tokens import DataTokenizer, DropError, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
 
@@ -36,3 +55,337 @@ class Example:
     breaks: Int[np.ndarray, " N"]
     id: str
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What became of one conversation: examples, or the reason why there are none.
+
+    `dropped` is None or one of: template_refused (the template raised), not_a_prefix (no answer is
+    rendered as inference would see it), content_not_found, generation_block (it holds other text
+    than one answer), special_text (it cannot be made ordinary), too_long, no_trained_token.
+    `detail` says more, also of answers that a split conversation lost. `notes` counts:
+
+    - special_text: special tokens in contents that were written as ordinary text
+    - split_per_turn: 1 where each answer became an example of its own
+    - answers_dropped: answers of a split conversation that could not be kept
+    - early_turns_dropped, middle_cut: turns dropped, user messages cut to fit `max_tokens`
+    - document_pieces: the pieces of a document longer than `max_tokens`
+    - message_left_out: messages that the template does not render
+    - answer_not_marked: answers without a `{% generation %}` block, not trained
+    - no_end_of_turn: answers after which the template puts no special token to stop at
+    - merged_border: answers whose first characters share a token with the header, not trained
+    """
+
+    examples: tuple[Example, ...]
+    dropped: str | None
+    detail: str
+    notes: dict[str, int]
+
+
+class Encoder:
+    """Encode conversations with the tokenizer's chat template, each into its examples.
+
+    - Content is data: what would become a special token becomes ordinary tokens. Every other row
+      has the ids of `tokenizer.apply_chat_template`.
+    - Segments: one per message. BOS and a system prompt that the template writes on its own are
+      header of the first message, white space around a content is template. Where no rendered
+      prefix ends between two contents, the first special token there closes the earlier message;
+      without one, all of it does. A message that the template does not render has no segment; one
+      without text is all header.
+    - Loss: from the end of the generation prompt (or the start of the `{% generation %}` block)
+      through the first special token after the answer, and on nothing after it; without such a
+      token through the last character that is not white space. A token that begins before the
+      answer is not trained, nor one that reaches into the next message's content.
+    - Where the text up to an answer is not a prefix of the whole (thinking templates drop earlier
+      reasoning), each answer becomes an example of its own that ends with it, the loss on that
+      answer alone. A template with `{% generation %}` is taken at its word.
+    - Longer than `max_tokens`: the earliest turns go while more than one is left, the system
+      message stays; then the longest user message loses its middle, without a mark.
+    - A document has no template: BOS if the tokenizer adds one, text, EOS, the loss on all; cut
+      into consecutive pieces of `max_tokens` where longer, nothing lost or added.
+
+    Attributes:
+        template: the Jinja text in use, which belongs with the trained model.
+        template_name: "tokenizer" or DEFAULT_TEMPLATE_NAME.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        max_tokens: the longest example.
+        template_kwargs: what the template takes besides messages, such as `enable_thinking`.
+
+    Raises:
+        ModelError: the tokenizer has no character offsets, no EOS where one is needed, or a
+            template that is not Jinja.
+        RecipeError: `max_tokens` or `template_kwargs` cannot be used.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        max_tokens: int,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        if max_tokens < 3:
+            raise RecipeError(f"max_tokens is {max_tokens}; it must be at least 3")
+        self.max_tokens = max_tokens
+        self._tokenizer = DataTokenizer(tokenizer)
+        self._template = Template(tokenizer, self._tokenizer, template_kwargs or {})
+        self.template = self._template.text
+        self.template_name = self._template.name
+
+    def encode(self, conversation: Conversation) -> Encoded:
+        """Encode one conversation."""
+        return self.encode_many([conversation])[0]
+
+    def encode_many(self, conversations: Sequence[Conversation]) -> list[Encoded]:
+        """Encode conversations, tokenised together: faster than one by one."""
+        plans = [self._plan(conversation.messages) for conversation in conversations]
+        layouts = [layout for plan in plans for layout in plan.layouts if layout.tokens is None]
+        fresh = iter(self._tokenizer.tokenize([layout.text for layout in layouts]))
+        return [
+            self._finish(conversation, plan, fresh)
+            for conversation, plan in zip(conversations, plans, strict=True)
+        ]
+
+    def _plan(self, messages: tuple[Message, ...]) -> "_Plan":
+        """Return what to tokenise: one text, or one for each answer where prefixes differ."""
+        if messages[0].role == "document":
+            return _Plan([_document_layout(messages)])
+        answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        try:
+            return _Plan([self._template.layout(messages)])
+        except NotPrefixError as error:
+            if answers == [len(messages) - 1]:
+                return _Plan(lost=[error])
+        except DropError as error:
+            return _Plan(lost=[error])
+        plan = _Plan(split=True)
+        for i in answers:
+            try:
+                plan.layouts.append(self._template.layout(messages[: i + 1], last_only=True))
+            except DropError as error:
+                plan.lost.append(error)
+        return plan
+
+    def _finish(
+        self, conversation: Conversation, plan: "_Plan", fresh: Iterator[Tokens]
+    ) -> Encoded:
+        notes: Counter[str] = Counter(split_per_turn=int(plan.split))
+        examples: list[Example] = []
+        for layout in plan.layouts:
+            raw = next(fresh) if layout.tokens is None else layout.tokens
+            own: Counter[str] = Counter()
+            try:
+                examples += self._examples(layout, raw, own)
+                notes += own
+            except DropError as error:
+                plan.lost.append(error)
+        detail = plan.lost[0].detail if plan.lost else ""
+        if not examples:
+            return Encoded((), plan.lost[0].reason, detail, {})
+        notes["answers_dropped"] = len(plan.lost)
+        several = plan.split or len(examples) > 1
+        names = [
+            f"{conversation.id}.{n}" if several else conversation.id for n in range(len(examples))
+        ]
+        named = (
+            replace(example, id=name, source=conversation.source)
+            for example, name in zip(examples, names, strict=True)
+        )
+        return Encoded(tuple(named), None, detail, dict(+notes))
+
+    def _examples(self, layout: Layout, raw: Tokens, notes: Counter[str]) -> list[Example]:
+        tokens = self._as_data(layout, raw)
+        if layout.blocks[0].role == "document":
+            examples = self._pieces(layout, tokens, notes)
+        else:
+            layout, tokens = self._fit(layout, tokens, notes)
+            examples = [_example(layout, tokens, notes)]
+        notes["special_text"] += tokens.special
+        notes["message_left_out"] += layout.left_out
+        notes["answer_not_marked"] += layout.not_marked
+        # The first label is never read: nothing precedes it that could predict it.
+        if not any((example.labels[1:] != IGNORE_INDEX).any() for example in examples):
+            raise DropError("no_trained_token", "no token of it would be trained")
+        return examples
+
+    def _as_data(self, layout: Layout, raw: Tokens | None = None) -> Tokens:
+        if raw is None:
+            raw = layout.tokens
+        if raw is None:
+            raw = self._tokenizer.tokenize([layout.text])[0]
+        spans = [block.data for block in layout.blocks if block.data]
+        return self._tokenizer.as_data(layout.text, spans, raw)
+
+    def _pieces(self, layout: Layout, tokens: Tokens, notes: Counter[str]) -> list[Example]:
+        """Return a document in consecutive pieces of `max_tokens`, most often one."""
+        bos, eos = self._tokenizer.document_ends()
+        ids = np.concatenate([bos, tokens.ids, eos])
+        breaks = _breaks(layout, tokens) + len(bos)
+        cuts = [*range(0, len(ids), self.max_tokens), len(ids)]
+        if len(cuts) > 2:
+            notes["document_pieces"] += len(cuts) - 1
+            # A last piece of one token would have nothing to train.
+            cuts[-2] -= int(cuts[-1] - cuts[-2] == 1)
+        examples: list[Example] = []
+        for start, stop in pairwise(cuts):
+            first = max(len(bos) - start, 0)
+            last = max(min(stop, len(ids) - 1) - start, first)
+            inside = breaks[(breaks > start + first) & (breaks < start + last)] - start
+            segment = Segment(0, stop - start, "document", first, last)
+            piece = ids[start:stop]
+            examples.append(Example(piece, piece.copy(), (segment,), inside, "", ""))
+        return examples
+
+    def _fit(self, layout: Layout, tokens: Tokens, notes: Counter[str]) -> tuple[Layout, Tokens]:
+        """Shorten until it fits, measuring anew each time: a cut changes how tokens merge."""
+        for _ in range(_MAX_CUTS):
+            excess = len(tokens) - self.max_tokens
+            if excess <= 0:
+                return layout, tokens
+            turns = _turns(layout.messages)
+            if len(turns) > 1:
+                gone = _early_turns(layout, tokens, turns, excess)
+                messages = layout.messages[: turns[0]] + layout.messages[turns[gone] :]
+                notes["early_turns_dropped"] += gone
+            else:
+                messages = _cut_middle(layout, tokens, excess)
+                notes["middle_cut"] = 1
+            layout = self._template.layout(messages, last_only=layout.last_only)
+            tokens = self._as_data(layout)
+        raise _too_long(tokens, self.max_tokens)
+
+
+_MAX_CUTS = 32
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What one conversation becomes: texts to tokenise, and what was already lost."""
+
+    layouts: list[Layout] = field(default_factory=list[Layout])
+    lost: list[DropError] = field(default_factory=list[DropError])
+    split: bool = False
+
+
+def _document_layout(messages: tuple[Message, ...]) -> Layout:
+    text = messages[0].content
+    whole = (0, len(text))
+    return Layout(messages, text, (Block(0, "document", 0, len(text), whole, whole),))
+
+
+# --- shortening ---------------------------------------------------------------------------------
+
+
+def _turns(messages: Sequence[Message]) -> list[int]:
+    """Return where turns begin: a user message and what follows it, after the system's."""
+    first = next((i for i, message in enumerate(messages) if message.role != "system"), 0)
+    later = range(first + 1, len(messages))
+    return [first, *(i for i in later if messages[i].role == "user" != messages[i - 1].role)]
+
+
+def _early_turns(layout: Layout, tokens: Tokens, turns: list[int], excess: int) -> int:
+    """Return how many turns to drop: no more than `excess` needs, and never the last."""
+    begins = {block.index: tokens.first_from(block.start) for block in layout.blocks}
+    first = begins.get(turns[0], 0)
+    for number, turn in enumerate(turns[1:-1], 1):
+        if begins.get(turn, first) - first >= excess:
+            return number
+    return len(turns) - 1
+
+
+def _cut_middle(layout: Layout, tokens: Tokens, excess: int) -> tuple[Message, ...]:
+    """Return the messages with the middle of the longest user message cut out."""
+    asked = [block for block in layout.blocks if block.role == "user" and block.data]
+    places = [[tokens.first_from(edge) for edge in block.content] for block in asked]
+    longest = max(range(len(asked)), key=lambda n: places[n][1] - places[n][0], default=None)
+    if longest is None:
+        raise _too_long(tokens, len(tokens) - excess)
+    block, (start, stop) = asked[longest], places[longest]
+    keep = stop - start - excess
+    if keep < 2:
+        raise _too_long(tokens, len(tokens) - excess)
+    content = layout.messages[block.index].content.strip()
+    # Where the template escapes content, its text is longer than the content.
+    scale = len(content) / (block.content[1] - block.content[0])
+    edges = start + (keep + 1) // 2, stop - keep // 2
+    head, tail = (int((tokens.starts[edge] - block.content[0]) * scale) for edge in edges)
+    shorter = content[:head] + content[max(tail, head + 1) :]
+    if not shorter.strip():
+        raise _too_long(tokens, len(tokens) - excess)
+    message = replace(layout.messages[block.index], content=shorter)
+    return (*layout.messages[: block.index], message, *layout.messages[block.index + 1 :])
+
+
+def _too_long(tokens: Tokens, max_tokens: int) -> DropError:
+    return DropError(
+        "too_long",
+        f"{len(tokens)} tokens are left and max_tokens is {max_tokens}; only early turns and the "
+        "middle of user messages are ever cut - raise max_tokens",
+    )
+
+
+# --- characters -> tokens -----------------------------------------------------------------------
+
+
+def _example(layout: Layout, tokens: Tokens, notes: Counter[str]) -> Example:
+    labels = np.full_like(tokens.ids, IGNORE_INDEX)
+    segments: list[Segment] = []
+    for block, after in zip(layout.blocks, (*layout.blocks[1:], None), strict=True):
+        start = tokens.first_from(block.start) if segments else 0
+        stop = tokens.first_from(block.stop) if after else len(tokens)
+        if start == stop:
+            continue
+        inner, outer = (min(max(tokens.first_from(c), start), stop) for c in block.content)
+        segments.append(Segment(start, stop, block.role, inner, outer))
+        if block.answer:
+            first, last = _trained(layout.text, block, tokens, notes)
+            limit = after.content[0] if after else len(layout.text)
+            last = min(last, int(np.searchsorted(tokens.stops, limit, side="right")))
+            labels[first:last] = tokens.ids[first:last]
+    return Example(tokens.ids, labels, tuple(segments), _breaks(layout, tokens), "", "")
+
+
+def _trained(text: str, block: Block, tokens: Tokens, notes: Counter[str]) -> tuple[int, int]:
+    """Return the range of tokens that are an answer and its end-of-turn."""
+    assert block.answer
+    assert tokens.control is not None
+    begin, limit = block.answer
+    first, after, end = (tokens.first_from(c) for c in (begin, block.content[1], limit))
+    notes["merged_border"] += int(first > 0 and tokens.stops[first - 1] > begin)
+    ends = tokens.control[(tokens.control >= after) & (tokens.control < end)]
+    if len(ends):
+        return first, int(ends[0]) + 1
+    notes["no_end_of_turn"] += 1
+    rest = text[block.content[1] : limit].rstrip()
+    return first, tokens.first_from(block.content[1] + len(rest))
+
+
+_BREAK = re.compile(
+    r"""(?: [.!?。！？…] ["'”’»)\]」』）]* \s+
+          | \n \s*
+          | [。！？]++ ["'”’»)\]」』）]*+ )
+        (?=\S)""",
+    re.VERBOSE,
+)
+"""The end of a sentence or paragraph: where the match ends, the next one begins."""
+
+
+def _breaks(layout: Layout, tokens: Tokens) -> Int[np.ndarray, " N"]:
+    """Return the tokens, strictly inside contents, with which sentences and paragraphs begin."""
+    found: list[int] = []
+    for block in layout.blocks:
+        start, stop = block.data or block.content
+        stop = start + len(layout.text[start:stop].rstrip())
+        first, last = (tokens.first_from(character) for character in block.content)
+        characters = [match.end() for match in _BREAK.finditer(layout.text, start, stop)]
+        indices = np.searchsorted(tokens.stops, characters, side="right").tolist()
+        # A token may begin with the white space before a sentence, not with the end of another.
+        found += [
+            i
+            for i, character in zip(indices, characters, strict=True)
+            if first < i < last and not layout.text[tokens.starts[i] : character].strip()
+        ]
+    return np.unique(np.array(found, np.int32))

@@ -1,0 +1,500 @@
+"""Conversations -> tokenized examples on disk, every row accounted for.
+
+    out/data/examples.arrow   the examples, an Arrow IPC file that is memory-mapped on reading
+    out/data/changed.jsonl    one line per used row that was changed: split, shortened, neutralised
+    out/data/manifest.json    what it was made from, as a fingerprint; written last
+    out/rejected.jsonl        one line per rejected or dropped row, with its reason
+    out/accounting.json       rows read = used + rejected + dropped, by source and in all
+
+Data whose fingerprint is the one asked for is used again; without its manifest it is made anew.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, overload
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int
+
+from skipalign import __version__
+from skipalign.conversation import ROLES, Conversation, Place, Rejection, read_conversations
+from skipalign.encoding import IGNORE_INDEX, Encoded, Encoder, Example, Segment
+from skipalign.errors import DataError, RecipeError, RunError
+from skipalign.files import read_json, write_json, written_aside
+from skipalign.progress import Bar, Progress, Silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SILENT = Silent()
+
+_MAX_WAITING = 4096
+_FORMAT = 1
+"""Part of the fingerprint: raise it whenever the same row gives another example."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where conversations come from. `weight` mixes sources, in tokens; it changes no example."""
+
+    path: str
+    name: str
+    shape: str | None = None
+    weight: float | None = None
+    max_tokens: int = 4096
+    split: str = "train"
+    strict: bool = False
+    max_row_bytes: int = 16 * 2**20
+
+
+def prepare(
+    sources: Sequence[Source],
+    tokenizer: "PreTrainedTokenizerBase",
+    out: str | Path,
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
+    progress: Progress = _SILENT,
+) -> dict[str, Any]:
+    """Read and encode all sources into `out`, unless it holds the same data already.
+
+    Memory holds a few rows at a time. What a data set id of the hub holds is not part of the
+    fingerprint: delete `out/data` to read it again.
+
+    Returns:
+        The accounting: {schema_version, sources: {name: {rows_read, used, rejected: {reason: n},
+        dropped: {reason: n}, notes: {note: n}, examples, tokens, trained_tokens, longest}}, total}.
+        trained_tokens are those that the loss reads; a sample's first token is never one.
+
+    Raises:
+        DataError: a source cannot be read, or none of its rows can be used; no example at all.
+        ModelError: the tokenizer cannot be used.
+        RecipeError: a setting cannot be used, or two sources have one name.
+    """
+    out = Path(out)
+    names = [source.name for source in sources]
+    if not names or len(set(names)) < len(names):
+        raise RecipeError(
+            f"the sources are named {', '.join(map(repr, names)) or 'nothing'}; at least one is "
+            "required, and every name once - rename them"
+        )
+    encoders = {
+        limit: Encoder(tokenizer, max_tokens=limit, template_kwargs=template_kwargs)
+        for limit in {source.max_tokens for source in sources}
+    }
+    files = {source.name: _files(source.path) for source in sources}
+    manifest = _manifest(sources, files, tokenizer, encoders[sources[0].max_tokens])
+    manifest["template_kwargs"] = dict(template_kwargs or {})
+    manifest["fingerprint"] = _digest(manifest)
+    if (found := _reusable(out, manifest["fingerprint"])) is not None:
+        return found
+    _clear(out)
+    work = [(source, encoders[source.max_tokens], files[source.name]) for source in sources]
+    accounting = _make(work, out, progress)
+    counts = {key: accounting["total"][key] for key in ("examples", "tokens")}
+    size = _examples_path(out / "data").stat().st_size
+    shown = {source.name: source.path for source in sources}
+    write_json(out / "data/manifest.json", {**manifest, **counts, "bytes": size, "paths": shown})
+    return accounting
+
+
+class ExampleFile(Sequence[Example]):
+    """The examples of a run, memory-mapped: opening costs little, reading one its own bytes.
+
+    It can be sent to another process, which maps the file itself.
+
+    Attributes:
+        lengths: tokens of each example.
+        sources: for each example the index of its source in `source_names`.
+
+    Raises:
+        RunError: the folder holds no whole data.
+    """
+
+    lengths: Int[np.ndarray, " N"]
+    sources: Int[np.ndarray, " N"]
+    source_names: tuple[str, ...]
+
+    def __init__(self, data_dir: str | Path) -> None:
+        self._data_dir = Path(data_dir)
+        manifest = read_json(self._data_dir / "manifest.json")
+        path = _examples_path(self._data_dir)
+        if not path.exists() or path.stat().st_size != manifest["bytes"]:
+            raise RunError(
+                f"{path}: is missing or is not the file that its manifest describes; delete the "
+                "folder and run `skipalign prepare` again"
+            )
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        metadata = reader.schema.metadata
+        self._roles: list[str] = json.loads(metadata[b"roles"])
+        self.source_names = tuple(json.loads(metadata[b"sources"]))
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._firsts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        lengths = [np.diff(batch["input_ids"].offsets.to_numpy()) for batch in self._batches]
+        self.lengths = np.concatenate(lengths).astype(np.int64)
+        self.sources = np.concatenate([batch["source"].to_numpy() for batch in self._batches])
+
+    def __reduce__(self) -> tuple[type["ExampleFile"], tuple[Path]]:
+        return ExampleFile, (self._data_dir,)
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        index %= len(self)
+        number = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        batch, row = self._batches[number], index - int(self._firsts[number])
+        ids, edges, segments, breaks = (
+            _row_of(batch[name], row) for name in ("input_ids", "trained", "segments", "breaks")
+        )
+        labels = np.full_like(ids, IGNORE_INDEX)
+        for start, stop in edges.reshape(-1, 2):
+            labels[start:stop] = ids[start:stop]
+        blocks = tuple(
+            Segment(start, stop, self._roles[role], content_start, content_stop)
+            for start, stop, role, content_start, content_stop in segments.reshape(-1, 5).tolist()
+        )
+        source = self.source_names[batch["source"][row].as_py()]
+        return Example(ids, labels, blocks, breaks, batch["id"][row].as_py(), source)
+
+
+def _row_of(column: Any, row: int) -> Int[np.ndarray, " N"]:
+    start, stop = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
+    # A copy: torch warns of arrays that it cannot write to.
+    return column.values[start:stop].to_numpy().copy()
+
+
+# --- making -------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What became of the rows of a source."""
+
+    rows_read: int = 0
+    used: int = 0
+    rejected: Counter[str] = field(default_factory=Counter[str])
+    dropped: Counter[str] = field(default_factory=Counter[str])
+    notes: Counter[str] = field(default_factory=Counter[str])
+    examples: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    longest: int = 0
+
+    def count(self, examples: Iterable[Example]) -> None:
+        for example in examples:
+            self.examples += 1
+            self.tokens += len(example.input_ids)
+            # The first label is never read: nothing precedes it that could predict it.
+            self.trained_tokens += int(np.count_nonzero(example.labels[1:] != IGNORE_INDEX))
+            self.longest = max(self.longest, len(example.input_ids))
+
+    def add(self, other: "_Tally") -> None:
+        for name in self.__slots__:
+            mine, value = getattr(self, name), getattr(other, name)
+            setattr(self, name, max(mine, value) if name == "longest" else mine + value)
+
+    def checked(self) -> dict[str, Any]:
+        accounted = self.used + self.rejected.total() + self.dropped.total()
+        assert self.rows_read == accounted, f"{self.rows_read} rows read, {accounted} accounted for"
+        # Not asdict: it does not rebuild a Counter before Python 3.12.
+        values = ((name, getattr(self, name)) for name in self.__slots__)
+        return {name: dict(v) if isinstance(v, Counter) else v for name, v in values}
+
+
+class _Log:
+    """A file of JSON lines about rows."""
+
+    def __init__(self, stack: ExitStack, path: Path) -> None:
+        aside = stack.enter_context(written_aside(path))
+        self._file: TextIO = stack.enter_context(aside.open("w", encoding="utf-8"))
+
+    def write(self, place: Place, source: Source, fields: dict[str, Any]) -> None:
+        where: dict[str, Any] = {"file": place.file, "line": place.line, "source": source.name}
+        if place.unit != "line":
+            where["unit"] = place.unit
+        if place.element is not None:
+            where["element"] = place.element
+        self._file.write(json.dumps({**where, **fields}, ensure_ascii=False) + "\n")
+
+
+class _ExampleWriter:
+    """Writes examples in record batches, so that memory holds about a million tokens."""
+
+    def __init__(self, stack: ExitStack, path: Path, source_names: Sequence[str]) -> None:
+        numbers = pa.list_(pa.int32())
+        columns = dict.fromkeys(("input_ids", "trained", "segments", "breaks"), numbers)
+        schema = pa.schema({**columns, "id": pa.string(), "source": pa.int32()})
+        metadata = {"roles": json.dumps(ROLES), "sources": json.dumps(list(source_names))}
+        self._schema = schema.with_metadata(metadata)
+        aside = stack.enter_context(written_aside(path))
+        sink = stack.enter_context(pa.OSFile(str(aside), "wb"))
+        self._writer = stack.enter_context(pa.ipc.new_file(sink, self._schema))
+        self._source_names = list(source_names)
+        self._waiting: list[Example] = []
+        self._tokens = 0
+
+    def write(self, example: Example) -> None:
+        self._waiting.append(example)
+        self._tokens += len(example.input_ids)
+        if self._tokens >= 2**20 or len(self._waiting) >= _MAX_WAITING:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._waiting:
+            return
+        rows = self._waiting
+        columns = [
+            _lists([example.input_ids for example in rows]),
+            _lists([_trained_edges(example.labels) for example in rows]),
+            _lists([_segment_numbers(example.segments) for example in rows]),
+            _lists([example.breaks for example in rows]),
+            pa.array([example.id for example in rows], pa.string()),
+            pa.array([self._source_names.index(example.source) for example in rows], pa.int32()),
+        ]
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        self._waiting, self._tokens = [], 0
+
+
+def _lists(rows: Sequence[Int[np.ndarray, " N"]]) -> Any:
+    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int32)
+    values = np.concatenate(rows).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def _trained_edges(labels: Int[np.ndarray, " T"]) -> Int[np.ndarray, " N"]:
+    """Return start, stop, start, stop, ... of the trained runs; labels there are the ids."""
+    return np.flatnonzero(np.diff(labels != IGNORE_INDEX, prepend=False, append=False))
+
+
+def _segment_numbers(segments: Sequence[Segment]) -> Int[np.ndarray, " N"]:
+    rows = [
+        (s.start, s.stop, ROLES.index(s.role), s.content_start, s.content_stop) for s in segments
+    ]
+    return np.array(rows, np.int32).ravel()
+
+
+_Work = Sequence[tuple[Source, Encoder, "_Files"]]
+
+
+def _make(work: _Work, out: Path, progress: Progress) -> dict[str, Any]:
+    tallies = {source.name: _Tally() for source, _, _ in work}
+    problem: DataError | None = None
+    with ExitStack() as kept:
+        # The reasons stay readable where there is no data for them.
+        rejected = _Log(kept, out / "rejected.jsonl")
+        try:
+            with ExitStack() as stack:
+                writer = _ExampleWriter(stack, _examples_path(out / "data"), list(tallies))
+                changed = _Log(stack, out / "data/changed.jsonl")
+                for source, encoder, files in work:
+                    clerk = _Clerk(source, encoder, tallies[source.name], writer, rejected, changed)
+                    with progress.bar(f"prepare {source.name}", files.num_rows) as bar:
+                        clerk.read(bar)
+                writer.flush()
+                _require_examples(tallies)
+        except DataError as error:
+            problem = error
+    if problem is not None:
+        raise problem
+    total = _Tally()
+    for tally in tallies.values():
+        total.add(tally)
+    counts = {name: tally.checked() for name, tally in tallies.items()}
+    write_json(out / "accounting.json", {"sources": counts, "total": total.checked()})
+    return read_json(out / "accounting.json")
+
+
+@dataclass(frozen=True, slots=True)
+class _Clerk:
+    """Takes one source through the encoder and books every row."""
+
+    source: Source
+    encoder: Encoder
+    tally: _Tally
+    writer: _ExampleWriter
+    rejected: _Log
+    changed: _Log
+
+    def read(self, bar: Bar) -> None:
+        source = self.source
+        items = read_conversations(
+            source.path,
+            name=source.name,
+            shape=source.shape,
+            split=source.split,
+            strict=source.strict,
+            max_row_bytes=source.max_row_bytes,
+        )
+        for batch in _batches(items):
+            good = [item for item in batch if isinstance(item, Conversation)]
+            encoded = iter(self.encoder.encode_many(good))
+            for item in batch:
+                self.tally.rows_read += 1
+                if isinstance(item, Rejection):
+                    self.tally.rejected[item.reason] += 1
+                    self._refuse(item.place, item.reason, item.detail, item.row)
+                else:
+                    self._book(item, next(encoded))
+            bar.advance(len(batch))
+
+    def _book(self, conversation: Conversation, encoded: Encoded) -> None:
+        if encoded.dropped is not None:
+            self.tally.dropped[encoded.dropped] += 1
+            messages = [{"role": m.role, "content": m.content[:500]} for m in conversation.messages]
+            row = json.dumps(messages, ensure_ascii=False)[:500]
+            self._refuse(conversation.place, encoded.dropped, encoded.detail, row)
+            return
+        self.tally.used += 1
+        self.tally.notes.update(encoded.notes)
+        self.tally.count(encoded.examples)
+        for example in encoded.examples:
+            self.writer.write(example)
+        if encoded.notes:
+            fields = {"notes": encoded.notes, "detail": encoded.detail}
+            self.changed.write(conversation.place, self.source, fields)
+
+    def _refuse(self, place: Place, reason: str, detail: str, row: str) -> None:
+        fields = {"reason": reason, "detail": detail, "row": row}
+        self.rejected.write(place, self.source, fields)
+
+
+def _batches(
+    items: Iterable[Conversation | Rejection],
+) -> Iterator[list[Conversation | Rejection]]:
+    batch: list[Conversation | Rejection] = []
+    characters = 0
+    for item in items:
+        batch.append(item)
+        if isinstance(item, Conversation):
+            characters += sum(len(message.content) for message in item.messages)
+        if len(batch) >= 256 or characters >= 2**20:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _require_examples(tallies: Mapping[str, _Tally]) -> None:
+    if any(tally.examples for tally in tallies.values()):
+        return
+    reasons: Counter[str] = Counter()
+    for tally in tallies.values():
+        reasons += tally.rejected + tally.dropped
+    counted = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())
+    rows = sum(tally.rows_read for tally in tallies.values())
+    raise DataError(
+        f"{', '.join(tallies)}: none of {rows} rows gave an example ({counted}); at least one is "
+        "required - rejected.jsonl names each row and its reason"
+    )
+
+
+# --- what it was made from ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What a path held: a digest of each file; `num_rows` where lines tell it."""
+
+    digests: tuple[tuple[str, str], ...]
+    num_rows: int | None
+
+
+def _files(path: str) -> _Files:
+    local = Path(path).expanduser()
+    if not local.exists():
+        return _Files(((path, "data set"),), None)
+    found = [file for file in local.iterdir() if file.is_file()] if local.is_dir() else [local]
+    digests: list[tuple[str, str]] = []
+    lines = 0
+    for file in sorted(found):
+        digest = hashlib.sha256()
+        with file.open("rb") as handle:
+            while chunk := handle.read(2**20):
+                digest.update(chunk)
+                lines += chunk.count(b"\n")
+        # Names order the files of a folder; a lone file may be moved, but keeps its kind.
+        name = file.name if local.is_dir() else file.suffix
+        digests.append((name, digest.hexdigest()))
+    by_line = all(file.suffix in (".jsonl", ".ndjson") for file in found)
+    return _Files(tuple(digests), max(lines, 1) if by_line else None)
+
+
+def _manifest(
+    sources: Sequence[Source],
+    files: Mapping[str, _Files],
+    tokenizer: "PreTrainedTokenizerBase",
+    encoder: Encoder,
+) -> dict[str, Any]:
+    """Return all that the examples depend on: not where files lie, nor how sources are mixed."""
+    known: Any = tokenizer
+    spec = json.loads(known.backend_tokenizer.to_str())
+    spec["truncation"] = spec["padding"] = None  # set by the last call, not by the tokenizer
+    spec["named"] = {name: str(token) for name, token in known.special_tokens_map.items()}
+    described: list[dict[str, Any]] = []
+    for source in sources:
+        fields = asdict(source)
+        del fields["path"], fields["weight"]
+        described.append({**fields, "files": files[source.name].digests})
+    return {
+        "version": __version__,
+        "format": _FORMAT,
+        "sources": described,
+        "tokenizer_digest": _digest(spec),
+        "template_name": encoder.template_name,
+        "template_digest": _digest(encoder.template),
+    }
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _examples_path(data_dir: Path) -> Path:
+    return data_dir / "examples.arrow"
+
+
+def _reusable(out: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return the accounting of the data in `out` where it is whole and was made from the same."""
+    try:
+        manifest = read_json(out / "data/manifest.json")
+        accounting = read_json(out / "accounting.json")
+        size = _examples_path(out / "data").stat().st_size
+    except (RunError, OSError):
+        return None
+    same = manifest.get("fingerprint") == fingerprint and manifest.get("bytes") == size
+    return accounting if same and (out / "rejected.jsonl").exists() else None
+
+
+def _clear(out: Path) -> None:
+    """Take away the manifest, so that a kill leaves no data that looks whole, and old partials."""
+    (out / "data/manifest.json").unlink(missing_ok=True)
+    for folder in (out, out / "data"):
+        for partial in folder.glob(".*.partial-*"):
+            owner = partial.name.rpartition("-")[2]
+            if owner.isdecimal() and not _alive(int(owner)):
+                partial.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
