@@ -1,0 +1,376 @@
+"""Numbers -> drawings: geometry for the templates, which hold all the markup.
+
+A `Plot` is laid out in units of an SVG view box; the page scales it. Nothing here makes HTML, so
+nothing here can forget to escape.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+LABEL_GAP = 14.0
+CHARACTER = 6.3  # mean width of a label's character at the plots' 12 units of type
+NUM_STEPS = 50  # shades of the heat map
+MAX_POINTS = 240  # of a loss curve; more are averaged in groups
+LONGEST_LABEL = 18
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What runs along one side: its label with unit, its range, its ticks as (value, text)."""
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[tuple[float, str], ...]
+    log: bool = False
+
+    def share(self, value: float) -> float:
+        """Return where `value` lies between low (0) and high (1), inside them."""
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(max(value, self.low))
+        return min(max((value - low) / ((high - low) or 1.0), 0.0), 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line: points (x, y) or (x, y, low, high); `style` picks its colour and dashes."""
+
+    name: str
+    points: tuple[tuple[float, ...], ...]
+    style: int
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A `Series`, laid out. `label_y` is where its name stands, clear of the other names."""
+
+    name: str
+    label: str
+    style: int
+    path: str
+    band: str
+    dots: tuple[tuple[float, float, str], ...]
+    end: tuple[float, float]
+    label_y: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A drawing, laid out in view box units: frame, ticks, upright marks, a level rule, an area,
+    lines, and its data as a link to csv.
+    """
+
+    title: str
+    description: str
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x_label: str
+    y_label: str
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    marks: tuple[tuple[float, str], ...]
+    rule: float | None
+    lines: tuple[Line, ...]
+    area: str
+    csv: str
+
+
+# ---------------------------------------------------------------------------------------- axes
+
+
+def tokens_axis(label: str, values: Iterable[float]) -> Axis:
+    """Return a logarithmic axis with a tick at every value."""
+    found = sorted(set(values)) or [1.0]
+    ticks = tuple((value, f"{value:,.0f}") for value in found)
+    return Axis(label, found[0], found[-1], ticks, log=True)
+
+
+def unit_axis(label: str) -> Axis:
+    """Return an axis of shares, 0 to 1."""
+    return Axis(label, 0.0, 1.0, tuple((tick / 4, f"{tick / 4:.2f}") for tick in range(5)))
+
+
+def linear_axis(label: str, low: float, high: float) -> Axis:
+    """Return an axis with about four round ticks from `low` to at least `high`."""
+    high = high if high > low else low + 1.0
+    step = _round_step(high - low)
+    count = max(1, math.ceil((high - low) / step - 1e-9))
+    places = max(0, -math.floor(math.log10(step)))
+    ticks = tuple((low + step * n, f"{low + step * n:,.{places}f}") for n in range(count + 1))
+    return Axis(label, low, low + step * count, ticks)
+
+
+def decades_axis(label: str, low: float, high: float) -> Axis:
+    """Return a logarithmic axis over whole powers of ten that hold `low` to `high`."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    last = max(last, first + 1)
+    ticks = tuple((10.0**power, f"{10.0**power:g}") for power in range(first, last + 1))
+    return Axis(label, 10.0**first, 10.0**last, ticks, log=True)
+
+
+def reach_axis(label: str, high: int) -> Axis:
+    """Return an axis from 0 to `high` tokens with ticks at its quarters."""
+    ticks = tuple((high * part / 4, f"{high * part / 4:,.0f}") for part in range(5))
+    return Axis(label, 0.0, float(high), ticks)
+
+
+def _round_step(span: float) -> float:
+    """Return the 1, 2 or 5 times a power of ten that divides `span` into four or so."""
+    rough = span / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough - 1e-12)
+
+
+# --------------------------------------------------------------------------------------- plots
+
+
+def curves(
+    title: str,
+    description: str,
+    axes: tuple[Axis, Axis],
+    series: Sequence[Series],
+    *,
+    marks: Sequence[tuple[float, str]] = (),
+    size: tuple[float, float] = (440, 270),
+    csv_text: str = "",
+) -> Plot:
+    """Lay out lines with their intervals, each named at its end; `marks` are upright lines."""
+    labels = [_shortened(each.name) for each in series]
+    width, height = size[0], max(size[1], LABEL_GAP * len(series) + 70)
+    right = width - 14 - CHARACTER * max(map(len, labels), default=0)
+    frame = _Frame(46, right, 24 if marks else 12, height - 42, *axes)
+    drawn = [(label, each) for label, each in zip(labels, series, strict=True) if each.points]
+    ends = [frame.y(each.points[-1][1]) for _, each in drawn]
+    places = spread(ends, LABEL_GAP, frame.top, frame.bottom)
+    lines = tuple(
+        _line(frame, label, each, place) for (label, each), place in zip(drawn, places, strict=True)
+    )
+    return frame.plot(
+        title, description, (width, height), lines=lines, marks=marks, csv_text=csv_text
+    )
+
+
+def histogram(
+    title: str,
+    description: str,
+    axes: tuple[Axis, Axis],
+    edges: Sequence[float],
+    heights: Sequence[float],
+    *,
+    rule: float | None = None,
+    csv_text: str = "",
+) -> Plot:
+    """Lay out a histogram as one stepped area; `rule` is a level line."""
+    size = (360.0, 210.0)
+    frame = _Frame(46, size[0] - 14, 10, size[1] - 42, *axes)
+    corners = [f"M{frame.x(edges[0]):g} {frame.bottom:g}"]
+    for stop, height in zip(edges[1:], heights, strict=True):
+        corners.append(f"V{frame.y(height) if height > 0 else frame.bottom:g}H{frame.x(stop):g}")
+    area = "".join(corners) + f"V{frame.bottom:g}Z"
+    return frame.plot(title, description, size, area=area, csv_text=csv_text, rule=rule)
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    """Return at most `MAX_POINTS` points, each the mean of a group of neighbours."""
+    if len(points) <= MAX_POINTS:
+        return [(float(x), y) for x, y in points]
+    groups = np.array_split(np.array(points, dtype=np.float64), MAX_POINTS)
+    return [(float(x), float(y)) for x, y in (group.mean(axis=0) for group in groups)]
+
+
+def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move `places` as little as needed so that any two are `gap` apart, inside [low, high].
+
+    >>> spread([10, 11, 50], 10, 0, 100)
+    [10, 20, 50]
+    """
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    found = list(places)
+    floor = low
+    for index in order:
+        found[index] = max(found[index], floor)
+        floor = found[index] + gap
+    ceiling = max(high, low + gap * (len(places) - 1))
+    for index in reversed(order):
+        found[index] = min(found[index], ceiling)
+        ceiling = found[index] - gap
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x_axis: Axis
+    y_axis: Axis
+
+    def x(self, value: float) -> float:
+        return round(self.left + (self.right - self.left) * self.x_axis.share(value), 2)
+
+    def y(self, value: float) -> float:
+        return round(self.bottom - (self.bottom - self.top) * self.y_axis.share(value), 2)
+
+    def plot(
+        self,
+        title: str,
+        description: str,
+        size: tuple[float, float],
+        *,
+        lines: tuple[Line, ...] = (),
+        marks: Sequence[tuple[float, str]] = (),
+        area: str = "",
+        rule: float | None = None,
+        csv_text: str = "",
+    ) -> Plot:
+        return Plot(
+            title=title,
+            description=description,
+            width=size[0],
+            height=size[1],
+            left=self.left,
+            right=round(self.right, 2),
+            top=self.top,
+            bottom=self.bottom,
+            x_label=self.x_axis.label,
+            y_label=self.y_axis.label,
+            x_ticks=_apart([(self.x(value), text) for value, text in self.x_axis.ticks]),
+            y_ticks=tuple((self.y(value), text) for value, text in self.y_axis.ticks),
+            marks=tuple((self.x(value), text) for value, text in marks),
+            rule=None if rule is None else self.y(rule),
+            lines=lines,
+            area=area,
+            csv=csv_text,
+        )
+
+
+def _line(frame: _Frame, label: str, series: Series, label_y: float) -> Line:
+    points = [(frame.x(point[0]), frame.y(point[1])) for point in series.points]
+    band = ""
+    if len(series.points[0]) == 4:
+        upper = [(frame.x(point[0]), frame.y(point[3])) for point in series.points]
+        lower = [(frame.x(point[0]), frame.y(point[2])) for point in reversed(series.points)]
+        band = _path([*upper, *lower]) + "Z"
+    dots = tuple(
+        (x, y, f"{series.name}, {point[0]:,.0f}: {point[1]:.2f}")
+        for (x, y), point in zip(points, series.points, strict=True)
+    )
+    return Line(
+        name=series.name,
+        label=label,
+        style=series.style,
+        path=_path(points),
+        band=band,
+        dots=dots if len(dots) <= 16 else (),
+        end=points[-1],
+        label_y=round(label_y, 2),
+    )
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
+
+
+def _apart(ticks: Sequence[tuple[float, str]]) -> tuple[tuple[float, str], ...]:
+    """Leave out the text of ticks that would touch the one before."""
+    found: list[tuple[float, str]] = []
+    free = -math.inf
+    for x, text in ticks:
+        half = CHARACTER * len(text) / 2 + 2
+        if x - half >= free:
+            found.append((x, text))
+            free = x + half
+        else:
+            found.append((x, ""))
+    return tuple(found)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
+
+
+# ------------------------------------------------------------------------------ shades and csv
+
+# From paper to ink: one hue, lightness alone carries the value, so it survives colour blindness
+# and a black-and-white print. (0, 1/2, 1) of each theme, as sRGB.
+RAMPS = {
+    "light": ((247, 243, 234), (120, 170, 190), (9, 58, 84)),
+    "dark": ((30, 33, 36), (46, 106, 128), (166, 219, 236)),
+}
+
+
+def shade(value: float) -> int:
+    """Return which of the shades 0 to NUM_STEPS a share in [0, 1] has."""
+    return round(min(max(value, 0.0), 1.0) * NUM_STEPS)
+
+
+def shades(theme: str) -> list[tuple[int, str, str]]:
+    """Return (step, background, text colour) of every shade; the text keeps a contrast of 4.5."""
+    found: list[tuple[int, str, str]] = []
+    for step in range(NUM_STEPS + 1):
+        colour = _mixed(RAMPS[theme], step / NUM_STEPS)
+        dark, light = (0, 0, 0), (255, 255, 255)
+        text = dark if contrast(colour, dark) >= contrast(colour, light) else light
+        found.append((step, _hexed(colour), _hexed(text)))
+    return found
+
+
+def contrast(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
+    """Return the contrast ratio of two colours, 1 to 21. Source: WCAG 2.2."""
+    high, low = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: tuple[int, int, int]) -> float:
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for part in (channel / 255 for channel in colour)
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _mixed(ramp: Sequence[tuple[int, int, int]], share: float) -> tuple[int, int, int]:
+    first, second = (ramp[0], ramp[1]) if share < 0.5 else (ramp[1], ramp[2])
+    part = share * 2 if share < 0.5 else share * 2 - 1
+    red, green, blue = (
+        round(start + (stop - start) * part) for start, stop in zip(first, second, strict=True)
+    )
+    return red, green, blue
+
+
+def _hexed(colour: tuple[int, int, int]) -> str:
+    return "#" + "".join(f"{channel:02x}" for channel in colour)
+
+
+def csv_link(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as a data: link to a csv file; '' for none.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
+    if not rows:
+        return ""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _harmless(value) for key, value in row.items()})
+    return "data:text/csv;charset=utf-8," + quote(file.getvalue())
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return f"{value:.6g}" if isinstance(value, float) else value

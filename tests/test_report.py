@@ -1,0 +1,311 @@
+"""report.py: the page that anyone can open, the terminal's table, the model card."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from made_runs import METHODS, make_run, make_training, write_needle
+from skipalign.errors import RunError
+from skipalign.files import read_json, write_json
+from skipalign.report import add_results_to_card, table, terminal_table, write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+HOSTILE = (
+    "</td></script><script>document.title='owned'</script>"
+    "\"'><img src=x onerror=\"document.title='owned'\">{{7*7}}{% raw %}&amp;"
+)
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and all text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.found = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "tiny")
+
+
+# ------------------------------------------------------------------------------------ the page
+
+
+def test_page_goes_into_the_run_or_where_it_is_asked_to(run, tmp_path):
+    assert write_report([run]) == run / "report.html"
+    assert write_report([run], tmp_path / "a/page.html") == tmp_path / "a/page.html"
+    assert write_report([run], tmp_path / "new") == tmp_path / "new/report.html"
+    with pytest.raises(RunError, match="no run folder given"):
+        write_report([])
+
+
+def test_page_is_whole_in_itself(run):
+    elements = Elements(write_report([run]))
+    links = [
+        value
+        for _, attributes in elements.found
+        for name, value in attributes.items()
+        if name in ("href", "src", "action", "data", "poster", "srcset")
+    ]
+    assert len(links) > 15
+    assert all(link.startswith(("#", "data:text/csv")) for link in links)
+    assert not re.search(r"url\(|@import|https?://", (run / "report.html").read_text())
+    targets = {attributes.get("id") for _, attributes in elements.found}
+    assert {link[1:] for link in links if link.startswith("#")} <= targets
+
+
+def test_equal_runs_give_equal_pages(run):
+    first = write_report([run]).read_bytes()
+    assert write_report([run]).read_bytes() == first
+
+
+def test_page_says_what_the_two_tasks_show(run):
+    text = " ".join(Elements(write_report([run])).text.split())
+    assert "the stretch probe shows position failure alone" in text
+    assert "the needle shows position failure and attention dilution together" in text
+
+
+def test_pictures_and_cells_are_labelled_for_those_who_do_not_see_them(run):
+    elements = Elements(write_report([run]))
+    plots = elements.all("svg")
+    assert len(plots) == 2 + 3 + 3
+    assert all(plot["role"] == "img" and len(plot["aria-label"]) > 20 for plot in plots)
+    cells = [each for each in elements.all("td") if "aria-label" in each]
+    assert len(cells) == 3 * 6 * 5
+    assert all("tokens, depth" in cell["aria-label"] for cell in cells)
+    assert elements.all("html")[0]["lang"] == "en"
+
+
+def test_numbers_of_the_table_stand_in_the_page(run):
+    text = Elements(write_report([run])).text
+    for row in table([run]):
+        assert f"{row['mean']:.2f}[{row['low']:.2f}, {row['high']:.2f}]" in text
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("recipe.yaml", "environment.json", "training.json", "accounting.json", "probe.json"),
+        *("loss.jsonl", "coverage.json", "seconds.json", "evaluation/needle", "evaluation/stretch"),
+    ],
+)
+def test_a_missing_part_is_no_crash(run, part):
+    for path in [run / part, *run.glob(f"*/seed-*/{part}")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    path = write_report([run])
+    if part not in ("recipe.yaml", "seconds.json"):
+        assert re.search("not measured", path.read_text(), re.IGNORECASE)
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("base: tiny\n")
+    text = Elements(write_report([tmp_path])).text
+    assert text.count("not measured") >= 8
+    assert "base: tiny" in text
+
+
+def test_runs_side_by_side(tmp_path):
+    folders = [make_run(tmp_path / name, methods=("normal",), seeds=(0,)) for name in "ab"]
+    text = Elements(write_report(folders, tmp_path / "both.html")).text
+    assert "normal (a)" in text
+    assert "normal (b)" in text
+
+
+# -------------------------------------------------------------------------------- hostile text
+
+
+def poisoned(value):
+    """Put hostile text after every text and into every name that is not the format's own."""
+    if isinstance(value, dict):
+        return {key: poisoned(each) for key, each in value.items()} | {HOSTILE: HOSTILE}
+    if isinstance(value, list):
+        return [poisoned(each) for each in value]
+    return value + HOSTILE if isinstance(value, str) else value
+
+
+def poison(folder):
+    for path in folder.rglob("*.json"):
+        document = {key: poisoned(each) for key, each in read_json(path).items()}
+        if path.name == "accounting.json":
+            counted = {**document["sources"]["tiny"]}
+            counted = {key: each for key, each in counted.items() if key != HOSTILE}
+            for key in ("rejected", "dropped", "notes"):
+                counted[key][HOSTILE] = 1
+            document["sources"] = {HOSTILE: counted}
+            document.pop("total")
+        if path.name == "coverage.json":
+            document["histogram"].pop(HOSTILE)
+        document.pop("schema_version")
+        write_json(path, document)
+    (folder / "recipe.yaml").write_text(HOSTILE)
+    return folder
+
+
+def test_no_text_becomes_markup(run):
+    elements = Elements(write_report([poison(run)]))
+    assert len(elements.all("script")) == 1
+    assert not elements.all("img")
+    names = {name for _, attributes in elements.found for name in attributes}
+    assert not {name for name in names if name.startswith("on")}
+    assert elements.text.count(HOSTILE) > 100
+    # The policy of the page lets no other script run, should one get through.
+    script = re.search(r"<script>(.*?)</script>", (run / "report.html").read_text(), re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [each["content"] for each in elements.all("meta") if "http-equiv" in each]
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium in the PATH")
+def test_in_a_browser_our_script_runs_and_no_other(run):
+    page = write_report([poison(run)])
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000"]
+    done = subprocess.run(
+        [CHROMIUM, *options, "--dump-dom", f"file://{page}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "<title>tiny" in done.stdout
+    assert "<title>owned" not in done.stdout
+    assert '<button type="button">' in done.stdout
+
+
+# -------------------------------------------------------------------------------- the terminal
+
+
+def shown(drawn, width=80):
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(drawn)
+    return console.file.getvalue()
+
+
+def test_terminal_table_fits_80_columns_and_holds_every_figure(run):
+    text = shown(terminal_table([run]))
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for row in table([run]):
+        assert f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" in text
+    assert re.search(r"1,024 +8× +", text)
+    assert "3 seeds, 120 trials a figure" in text
+
+
+def test_many_methods_stand_below_each_other(tmp_path):
+    methods = [f"method-{n}" for n in range(7)]
+    text = shown(terminal_table([make_run(tmp_path / "many", methods, seeds=(0,))]))
+    assert "…" not in text
+    assert all(method in text for method in methods)
+    assert "1 seed, 40 trials" in text
+
+
+def test_terminal_table_of_nothing_says_so(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("")
+    assert "not measured" in shown(terminal_table([tmp_path]))
+
+
+def test_names_are_no_markup_in_the_terminal(tmp_path):
+    make_training(tmp_path / "x", "[bold red]m[/]", 0)
+    assert "[bold red]m[/]" in shown(terminal_table([tmp_path / "x"]))
+
+
+# ------------------------------------------------------------------------------- the model card
+
+
+def card_of(training, text="# A model\n\n<!-- results -->\nNone yet.\n<!-- /results -->\n\nEnd.\n"):
+    (training / "model").mkdir()
+    (training / "model/README.md").write_text(text)
+    return training / "model"
+
+
+def test_results_replace_the_marked_block_and_nothing_else(run):
+    model = card_of(run / "skipalign/seed-1")
+    first = add_results_to_card(model, run).read_text()
+    assert first.startswith("# A model\n\n<!-- results -->\n")
+    assert first.endswith("<!-- /results -->\n\nEnd.\n")
+    assert "None yet" not in first
+    assert "| tokens | this model | normal | skipalign | skipalign-bias |" in first
+    assert add_results_to_card(model, run).read_text() == first
+
+
+def test_the_card_holds_this_models_own_figures(run):
+    text = add_results_to_card(card_of(run / "skipalign/seed-1"), run).read_text()
+    document = read_json(run / "skipalign/seed-1/evaluation/needle/needle.json")
+    cells = [cell for cell in document["cells"] if cell["context_length"] == 2048]
+    mean = sum(cell["correct"] for cell in cells) / sum(cell["n"] for cell in cells)
+    assert f"| 2,048 | {mean:.2f} [" in text
+    for row in table([run]):
+        assert f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" in text
+    assert "this model: 1 and 40; normal: 3 and 120" in text
+
+
+def test_a_run_of_one_training_has_one_column(tmp_path):
+    training = make_training(tmp_path / "mine", "skipalign", 0)
+    text = add_results_to_card(card_of(training), training).read_text()
+    assert "| tokens | skipalign |\n|---:|---:|\n| 128 |" in text
+
+
+def test_a_card_without_marks_gets_them_at_its_end(run):
+    model = card_of(run / "normal/seed-0", "# A model\n")
+    first = add_results_to_card(model, run).read_text()
+    assert first.startswith("# A model\n\n<!-- results -->\nNeedle in a haystack")
+    assert add_results_to_card(model, run).read_text() == first
+
+
+@pytest.mark.parametrize(
+    "text", ["<!-- results -->", "<!-- /results -->", "<!-- /results --> <!-- results -->"]
+)
+def test_half_a_block_is_refused_and_left_alone(run, text):
+    model = card_of(run / "normal/seed-0", text)
+    with pytest.raises(RunError, match="put both in, or remove both"):
+        add_results_to_card(model, run)
+    assert (model / "README.md").read_text() == text
+
+
+def test_a_model_without_a_card_is_refused(run):
+    with pytest.raises(RunError, match=r"README\.md: no such file"):
+        add_results_to_card(run / "normal/seed-0", run)
+
+
+def test_no_name_breaks_the_cards_table(tmp_path):
+    make_training(tmp_path / "run/a/seed-0", "a | b <!-- /results --> [x](y)", 0)
+    model = card_of(tmp_path / "run/a/seed-0")
+    text = add_results_to_card(model, tmp_path / "run").read_text()
+    assert text.count("<!-- /results -->") == 1
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in rows} == {3}
+
+
+def test_a_card_of_an_unmeasured_run_says_so(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("")
+    text = add_results_to_card(card_of(tmp_path), tmp_path).read_text()
+    assert "Needle accuracy: not measured." in text
+
+
+def test_table_is_what_json_prints(run):
+    assert json.loads(json.dumps(table([run]))) == table([run])
+    assert METHODS.keys() == {row["method"] for row in table([run])}
+    write_needle(run / "normal/seed-0", [], seed=9)
+    with pytest.raises(RunError, match="unlike"):
+        table([run])
