@@ -16,6 +16,7 @@ Shape letters: T tokens of a sample, P distances (max_position), E bins.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,21 +70,12 @@ def measure(
     chosen = np.arange(len(examples))
     if len(examples) > max_samples:
         chosen = np.sort(rng.choice(len(examples), max_samples, replace=False))
-    counts = np.zeros(max_position, np.int64)
-    num_trained, num_tokens, num_runs = 0, 0, 0
+    tally = _Tally(np.zeros(max_position, np.int64))
     for index in chosen:
         example = examples[int(index)]
-        queries = predicting_tokens(example.labels)
         for epoch in range(epochs):
             draws = sample_rng(seed, epoch, example.id)
-            positions = strategy.positions(example.segments, draws, example.breaks)
-            _require_inside(positions, max_position, example.id)
-            add_distances(counts, positions, queries)
-            num_trained += len(queries)
-            num_tokens += len(positions)
-            num_runs += len(runs(positions)[0])
-    edges = bin_edges(max_position)
-    binned = np.add.reduceat(counts, edges[:-1])
+            tally.add(example, strategy.positions(example.segments, draws, example.breaks))
     return {
         "strategy": strategy.name,
         "max_position": max_position,
@@ -91,14 +83,39 @@ def measure(
         "num_examples": len(examples),
         "num_epochs": epochs,
         "seed": seed,
-        "num_trained_tokens": num_trained,
-        "num_pairs": int(counts.sum()),
-        "covered_fraction": float(np.count_nonzero(counts) / max_position),
-        "uniform_distance": uniform_distance(binned, edges),
-        "uniform_measure": f"{UNIFORM_MEASURE}, {len(binned)} bins",
-        "mean_run": num_tokens / num_runs,
-        "histogram": {"edges": edges.tolist(), "counts": binned.tolist()},
+        **tally.figures(),
     }
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the samples measured so far add up to; `counts[d]` are the pairs at distance d."""
+
+    counts: Int[np.ndarray, " P"]
+    num_trained: int = 0
+    num_tokens: int = 0
+    num_runs: int = 0
+
+    def add(self, example: Example, positions: Int[np.ndarray, " T"]) -> None:
+        _require_inside(positions, len(self.counts), example.id)
+        queries = predicting_tokens(example.labels)
+        add_distances(self.counts, positions, queries)
+        self.num_trained += len(queries)
+        self.num_tokens += len(positions)
+        self.num_runs += len(runs(positions)[0])
+
+    def figures(self) -> dict[str, Any]:
+        edges = bin_edges(len(self.counts))
+        binned = np.add.reduceat(self.counts, edges[:-1])
+        return {
+            "num_trained_tokens": self.num_trained,
+            "num_pairs": int(self.counts.sum()),
+            "covered_fraction": float(np.count_nonzero(self.counts) / len(self.counts)),
+            "uniform_distance": uniform_distance(binned, edges),
+            "uniform_measure": f"{UNIFORM_MEASURE}, {len(binned)} bins",
+            "mean_run": self.num_tokens / self.num_runs,
+            "histogram": {"edges": edges.tolist(), "counts": binned.tolist()},
+        }
 
 
 def predicting_tokens(labels: Int[np.ndarray, " T"]) -> Int[np.ndarray, " N"]:
