@@ -311,13 +311,14 @@ def _write_coverage(training: Training, examples: ExampleFile, out: Path, reach:
     """Measure what the first source's strategy teaches."""
     name = training.sources[0].name
     rows = np.flatnonzero(np.array(examples.source_names)[examples.sources] == name)
+    rng = np.random.default_rng(training.seed)
     reach = max(reach, int(examples.lengths.max()))
     measured = coverage.measure(
         training.strategies[name],
-        [examples[int(row)] for row in rows[: coverage.MAX_SAMPLES]],
+        [examples[int(row)] for row in rng.permutation(rows)[: coverage.MAX_SAMPLES]],
         max_position=reach,
         seed=training.seed,
-        rng=np.random.default_rng(training.seed),
+        rng=rng,
     )
     write_json(out / "coverage.json", measured)
 

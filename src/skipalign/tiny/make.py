@@ -1,0 +1,314 @@
+"""Make the tiny base model and its conversations from nothing: python -m skipalign.tiny.make
+
+1. a byte-level BPE tokenizer, trained on the prose and on records, in which a name is one token;
+2. a Llama of half a million parameters, pre-trained at a window of 128 tokens on prose, on prose
+   that repeats itself, on lists of records that come twice, and on conversations;
+3. a gate: retrieval of at least 0.99 at the window, or nothing is written;
+4. the conversations of the tiny recipe.
+
+Without text that repeats itself a small model never learns to retrieve. Lists are shuffled when
+they come again: repeats at a fixed distance are learned as that distance. The RoPE base starts at
+10,000, where retrieval forms early, and then falls to 500: with 32 dimensions a head the slowest
+pair then turns once in 17 windows, as in models with a window of 4,096 and a base of 10,000.
+"""
+
+import argparse
+import gzip
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from skipalign.conversation import Conversation, Message, Place
+from skipalign.encoding import IGNORE_INDEX, Encoder
+from skipalign.files import write_text, written_aside
+from skipalign.model import save_model
+from skipalign.tiny import BASE, CONVERSATIONS, PROSE
+from skipalign.tiny.corpus import (
+    KEYS,
+    NEEDLE,
+    QUESTION,
+    VALUES,
+    ConversationLaw,
+    ConversationMaker,
+    read_prose,
+    sentences,
+)
+
+SEED = 0
+WINDOW = 128
+TOKENS_PER_STEP = 4096
+VOCABULARY = 1280
+ROLES = ("user", "assistant", "system", "tool")
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+# (steps, tokens a row, RoPE base, highest learning rate): the lists first, then the window, then
+# the RoPE base that the model keeps.
+PHASES = ((250, 32, 10_000.0, 3e-3), (1250, WINDOW, 10_000.0, 3e-3), (1000, WINDOW, 500.0, 1.5e-3))
+NUM_POOL = 6000
+NUM_CONVERSATIONS = 3200
+
+Row = tuple[Int[np.ndarray, " T"], Float[np.ndarray, " T"]]
+
+
+def make_tokenizer(prose: str, rng: np.random.Generator) -> PreTrainedTokenizerFast:
+    """Train the tokenizer; every text begins as after a space, so a name has one id anywhere."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    inner.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|end|>", *(f"<|{role}|>" for role in ROLES)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    names = [rng.choice(KEYS, 60_000), rng.choice(VALUES, 60_000)]
+    records = (
+        f"{NEEDLE} {QUESTION}".format(key=key, value=value)
+        for key, value in zip(*names, strict=True)
+    )
+    inner.train_from_iterator([prose, " ".join(records)], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<|pad|>",  # noqa: S106 - no password
+        eos_token="<|end|>",  # noqa: S106
+        additional_special_tokens=special[2:],
+        chat_template=TEMPLATE,
+        model_max_length=WINDOW,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_config(rope_theta: float) -> LlamaConfig:
+    """Return the shape of the tiny base: 0.5 million parameters."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=WINDOW,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+
+
+class Pretraining:
+    """Rows of token ids with a loss weight for every token."""
+
+    def __init__(self, tokenizer: Any, prose: str, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.flat = np.array(tokenizer(prose)["input_ids"])
+        first = {name: tokenizer(name)["input_ids"] for name in (*KEYS, *VALUES)}
+        self.keys = np.array([first[name][0] for name in KEYS])
+        self.values = np.array([first[name][0] for name in VALUES])
+        # What stands between a record's names and after them.
+        self.after = tokenizer(NEEDLE.format(key=KEYS[0], value=VALUES[0]))["input_ids"][2:]
+        self.pool = _conversation_pool(tokenizer, prose, rng, NUM_POOL)
+
+    def batch(self, length: int) -> tuple[Int[np.ndarray, " B T"], Float[np.ndarray, " B T"]]:
+        """Draw TOKENS_PER_STEP tokens in rows of `length`."""
+        rows = [self._row(length) for _ in range(TOKENS_PER_STEP // length)]
+        return np.array([ids for ids, _ in rows]), np.array([weights for _, weights in rows])
+
+    def _row(self, length: int) -> Row:
+        chance = self.rng.random()
+        if length < WINDOW:
+            return self._lists(length) if chance < 0.7 else self._prose(length)
+        if chance < 0.15:
+            return self._prose(length)
+        if chance < 0.35:
+            return self._repeated(length)
+        return self._lists(length) if chance < 0.5 else self._conversation(length)
+
+    def _prose(self, length: int) -> Row:
+        start = self.rng.integers(len(self.flat) - length)
+        return self.flat[start : start + length], np.ones(length)
+
+    def _repeated(self, length: int) -> Row:
+        """Prose in which a stretch comes again later."""
+        ids, weights = self._prose(length)
+        ids = ids.copy()
+        size = int(self.rng.integers(length // 16, length // 4))
+        first = int(self.rng.integers(0, length - 2 * size))
+        again = int(self.rng.integers(first + size, length - size + 1))
+        ids[again : again + size] = ids[first : first + size]
+        weights[again + 1 : again + size] = 2
+        return ids, weights
+
+    def _lists(self, length: int) -> Row:
+        """Pairs of names, then the same pairs in another order."""
+        num_pairs = length // 4
+        keys = self.rng.choice(self.keys, num_pairs, replace=False)
+        values = self.rng.choice(self.values, num_pairs)
+        pairs = np.stack([keys, values], axis=1)
+        again = pairs[self.rng.permutation(num_pairs)]
+        weights = np.full(length, 0.2)
+        weights[2 * num_pairs + 1 :: 2] = 4
+        return np.concatenate([pairs.reshape(-1), again.reshape(-1)]), weights
+
+    def _conversation(self, length: int) -> Row:
+        ids, trained = self.pool[self.rng.integers(len(self.pool))]
+        rest, _ = self._prose(length)
+        missing = length - len(ids)
+        weights = np.concatenate([np.where(trained, 4.0, 1.0), np.ones(missing)])
+        return np.concatenate([ids, rest[:missing]]), weights
+
+
+def _conversation_pool(
+    tokenizer: Any, prose: str, rng: np.random.Generator, count: int
+) -> list[tuple[Int[np.ndarray, " T"], Any]]:
+    maker = conversation_maker(tokenizer, prose)
+    encoder = Encoder(tokenizer, max_tokens=WINDOW)
+    pool: list[tuple[Int[np.ndarray, " T"], Any]] = []
+    for number in range(count):
+        messages = tuple(Message(**message) for message in maker.draw(rng))
+        place = Place("drawn", number + 1)
+        (example,) = encoder.encode(Conversation(messages, place, "tiny", str(number))).examples
+        pool.append((example.input_ids, example.labels != IGNORE_INDEX))
+    return pool
+
+
+def conversation_maker(tokenizer: Any, prose: str) -> ConversationMaker:
+    """Return what draws the conversations of the tiny recipe."""
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
+
+    return ConversationMaker(sentences(prose), count, ConversationLaw(max_tokens=WINDOW))
+
+
+def pretrain(tokenizer: Any, prose: str, *, steps: int | None = None) -> LlamaForCausalLM:
+    """Train the base; `steps` stops early.
+
+    The learning rate falls by a cosine over the first two phases together and over the last one.
+    """
+    torch.manual_seed(SEED)
+    rows = Pretraining(tokenizer, prose, np.random.default_rng(SEED))
+    model = LlamaForCausalLM(make_config(PHASES[0][2]))
+    optimizer = _optimizer(model)
+    done, started = 0, time.monotonic()
+    first_two = PHASES[0][0] + PHASES[1][0]
+    for number, (phase_steps, length, theta, peak) in enumerate(PHASES):
+        if number and theta != PHASES[number - 1][2]:
+            model = _with_theta(model, theta)
+            optimizer = _optimizer(model)
+        total, before = (first_two, PHASES[0][0] * number) if number < 2 else (phase_steps, 0)
+        for step in range(phase_steps):
+            rate = peak * _cosine(before + step, total)
+            loss = _step(model, optimizer, rows.batch(length), rate)
+            done += 1
+            if done % 100 == 0:
+                spent = time.monotonic() - started
+                print(f"step {done}: loss {loss:.3f}, {spent:.0f} s", flush=True)
+            if done == steps:
+                return model
+    return model
+
+
+def _optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+
+
+def _with_theta(model: LlamaForCausalLM, theta: float) -> LlamaForCausalLM:
+    slower = LlamaForCausalLM(make_config(theta))
+    slower.load_state_dict(model.state_dict())
+    return slower
+
+
+def _cosine(step: int, total: int, warm_up: int = 100) -> float:
+    return min(1.0, (step + 1) / warm_up) * (0.485 * (1 + math.cos(math.pi * step / total)) + 0.03)
+
+
+def _step(model: Any, optimizer: Any, batch: tuple[Any, Any], rate: float) -> float:
+    ids, weights = torch.from_numpy(batch[0]), torch.from_numpy(batch[1])[:, 1:].float()
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    mask = torch.ones_like(ids)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    loss = (losses * weights.flatten()).sum() / weights.sum()
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+def retrieval(model: Any, tokenizer: Any, prose: str, num_conversations: int = 300) -> float:
+    """Return the share of answers, at the window, whose every token the model predicts."""
+    pool = _conversation_pool(tokenizer, prose, np.random.default_rng(SEED + 1), num_conversations)
+    right: list[bool] = []
+    for ids, trained in pool:
+        row = torch.from_numpy(ids).long()[None]
+        with torch.no_grad():
+            found = model(row, attention_mask=torch.ones_like(row)).logits[0].argmax(-1).numpy()
+        wrong = trained[1:] & (found[:-1] != ids[1:])
+        edges = np.flatnonzero(np.diff(trained.astype(int)) == 1)
+        ends = np.append(edges[1:], len(ids) - 1)
+        right += [not wrong[start:stop].any() for start, stop in zip(edges, ends, strict=True)]
+    return float(np.mean(right))
+
+
+def write_conversations(tokenizer: Any, prose: str, path: Path, count: int) -> None:
+    """Write conversations as gzipped JSON lines, the same bytes every time."""
+    maker, rng = conversation_maker(tokenizer, prose), np.random.default_rng(SEED + 2)
+    rows = ({"messages": maker.draw(rng)} for _ in range(count))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with written_aside(path) as aside:
+        aside.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def main() -> None:
+    """Remake base and conversations in place, or in --out."""
+    parser = argparse.ArgumentParser(description="Remake the tiny base and its conversations.")
+    parser.add_argument("--out", type=Path, help="folder; by default the packaged files")
+    out = parser.parse_args().out
+    base = out / "base" if out else BASE
+    prose = read_prose(PROSE)
+    started = time.monotonic()
+    tokenizer = make_tokenizer(prose, np.random.default_rng(SEED))
+    model = pretrain(tokenizer, prose).eval()
+    score = retrieval(model, tokenizer, prose)
+    print(f"retrieval at {WINDOW} tokens: {score:.3f}, {time.monotonic() - started:.0f} s")
+    if score < 0.99:
+        raise SystemExit("error: retrieval is under 0.99 at the window; nothing was written")
+    save_model(model, tokenizer, base)
+    write_text(base / "README.md", _card(score))
+    path = out / CONVERSATIONS.name if out else CONVERSATIONS
+    write_conversations(tokenizer, prose, path, NUM_CONVERSATIONS)
+    print(f"made {base} and {path}; next: skipalign run recipes/tiny.yaml")
+
+
+def _card(score: float) -> str:
+    return (
+        "---\nlicense: apache-2.0\nlibrary_name: transformers\n---\n\n"
+        "# The tiny base of skipalign\n\n"
+        f"A Llama of half a million parameters, trained at a window of {WINDOW} tokens on chapters "
+        "1 to 50 of Pride and Prejudice (public domain) and on records hidden in them, by "
+        f"`python -m skipalign.tiny.make` with seed {SEED}. Retrieval at the window: {score:.3f} "
+        "of 900 answers. It exists to show position strategies, and knows nothing else.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
