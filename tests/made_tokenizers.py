@@ -57,7 +57,7 @@ SHAPES = {
         "<eos>",
         "<end_of_turn>",
         ("<start_of_turn>", "<end_of_turn>"),
-        ("\n\n",),
+        ("\n", "\n\n"),
         system=False,
     ),
     "chatml": Shape("chatml", "<|startoftext|>", "<|im_end|>", "<|im_end|>", CHATML),

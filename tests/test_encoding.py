@@ -249,7 +249,7 @@ def test_generation_blocks_and_rendered_prefixes_agree(end, turns, trim):
     with_blocks, without = generation_pair(text)
     if trim:  # offsets without the space before a word, as GPT-NeoX has them
         for fast in (with_blocks, without):
-            fast.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+            fast.backend_tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False)
     a = only(Encoder(with_blocks, max_tokens=999), *turns)
     b = only(Encoder(without, max_tokens=999), *turns)
     assert a.input_ids.tolist() == b.input_ids.tolist()
@@ -278,6 +278,21 @@ def test_a_generation_block_around_a_question_is_refused():
     text = template("generation").replace("message['role'] == 'assistant'", "true")
     fast, _ = generation_pair(text)
     assert encoded(Encoder(fast, max_tokens=999), *TURNS).dropped == "generation_block"
+
+
+def test_a_generation_block_around_several_messages_is_refused():
+    text = (
+        "{{ messages[0]['content'] }}{% generation %}{% for m in messages[1:] %}"
+        "{{ m['role'] + m['content'] }}{% endfor %}{% endgeneration %}"
+    )
+    fast, _ = generation_pair(text)
+    assert encoded(Encoder(fast, max_tokens=999), *TURNS).dropped == "generation_block"
+    assert encoded(Encoder(fast, max_tokens=999), *TURNS[:2]).dropped is None
+
+
+def test_messages_out_of_order_are_dropped():
+    fast, _ = generation_pair(template("generation").replace("in messages", "in messages[::-1]"))
+    assert encoded(Encoder(fast, max_tokens=999), *TURNS).dropped == "content_not_found"
 
 
 def test_thinking_is_trained_as_inference_sees_it():
@@ -354,6 +369,16 @@ def test_contents_that_the_template_looks_at_are_found_all_the_same():
     example = encoded(encoder, *turns).examples[-1]
     assert text_of(fast, example, "user") == ["Weather?", result]
     assert example.input_ids.tolist() == rendered(fast, "qwen3", turns)
+
+
+def test_marks_that_change_the_text_are_not_believed():
+    fast, encoder = with_template(
+        "{% for m in messages %}{{ 'note: ' if m['content'].startswith('the') else '' }}"
+        "{{ m['role'] + ' ' + m['content'] + eos_token }}{% endfor %}"
+    )
+    example = only(encoder, ("user", "the fox"), ("assistant", "Yes"))
+    assert text_of(fast, example, "user") == [" fox"]  # " the" began in the header
+    assert fast.decode(example.input_ids[:6]).startswith("note: user")
 
 
 def with_template(text: str, shape: str = "chatml"):
@@ -461,10 +486,6 @@ def test_breaks_are_where_sentences_begin(text, sentences, kind):
 # --- longer than max_tokens ---------------------------------------------------------------------
 
 
-def lengths(encoder: Encoder, *turns) -> int:
-    return len(only(encoder, *turns).input_ids)
-
-
 def test_early_turns_go_first_and_no_more_than_needed():
     fast, whole = made("chatml")
     turns = tuple(
@@ -472,12 +493,14 @@ def test_early_turns_go_first_and_no_more_than_needed():
         for n in range(6)
         for turn in (("user", f"Question {n} of the fox."), ("assistant", f"Answer {n}."))
     )
-    limit = lengths(whole, SYSTEM, *turns[4:])
-    result = encoded(Encoder(fast, max_tokens=limit), SYSTEM, *turns)
-    assert result.notes == {"early_turns_dropped": 2}
-    assert result.examples[0].input_ids.tolist() == rendered(fast, "chatml", (SYSTEM, *turns[4:]))
+    for gone in range(1, 6):
+        kept = (SYSTEM, *turns[2 * gone :])
+        limit = len(only(whole, *kept).input_ids)
+        result = encoded(Encoder(fast, max_tokens=limit), SYSTEM, *turns)
+        assert result.notes == {"early_turns_dropped": gone}
+        assert result.examples[0].input_ids.tolist() == rendered(fast, "chatml", kept)
     result = encoded(Encoder(fast, max_tokens=limit - 1), SYSTEM, *turns)
-    assert result.notes == {"early_turns_dropped": 3}
+    assert result.notes == {"early_turns_dropped": 5, "middle_cut": 1}
 
 
 def test_the_middle_of_the_longest_question_is_cut():

@@ -78,12 +78,7 @@ def prepare(
         RecipeError: a setting cannot be used, or two sources have one name.
     """
     out = Path(out)
-    names = [source.name for source in sources]
-    if not names or len(set(names)) < len(names):
-        raise RecipeError(
-            f"the sources are named {', '.join(map(repr, names)) or 'nothing'}; at least one is "
-            "required, and every name once - rename them"
-        )
+    _require_names(sources)
     encoders = {
         limit: Encoder(tokenizer, max_tokens=limit, template_kwargs=template_kwargs)
         for limit in {source.max_tokens for source in sources}
@@ -387,6 +382,15 @@ def _batches(
             batch, characters = [], 0
     if batch:
         yield batch
+
+
+def _require_names(sources: Sequence[Source]) -> None:
+    names = [source.name for source in sources]
+    if not names or len(set(names)) < len(names):
+        raise RecipeError(
+            f"the sources are named {', '.join(map(repr, names)) or 'nothing'}; at least one is "
+            "required, and every name once - rename them"
+        )
 
 
 def _require_examples(tallies: Mapping[str, _Tally]) -> None:
