@@ -1,0 +1,32 @@
+# Two commands do all the set-up: `make demo` and `make test`. They need Python 3.11+, pip and make.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+PYTEST := $(RUN)/python -m pytest
+
+.PHONY: demo test test-all lint clean
+
+demo: $(VENV)/installed
+	$(RUN)/skipalign run recipes/tiny.yaml
+
+test: $(VENV)/installed
+	$(PYTEST)
+
+test-all: $(VENV)/installed lint
+	$(PYTEST)
+	$(PYTEST) -m long
+
+lint: $(VENV)/installed
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/pyright
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(RUN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(RUN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist

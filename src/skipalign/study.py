@@ -26,6 +26,7 @@ import torch
 from skipalign import coverage, report
 from skipalign import prepare as prepare_room
 from skipalign.card import write_card
+from skipalign.encoding import DEFAULT_TEMPLATE
 from skipalign.errors import RunError
 from skipalign.evaluation.needle import NeedleSettings, evaluate_needle
 from skipalign.evaluation.stretch import StretchSettings, evaluate_stretch
@@ -247,6 +248,8 @@ def train(
         attn_implementation=training.base.attn_implementation,
     )
     tokenizer = load_tokenizer(training.base.path, revision=training.base.revision)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = DEFAULT_TEMPLATE
     document: dict[str, Any] = {**training.settings(), "order": order}
     if training.train:
         examples = ExampleFile(out / "data")

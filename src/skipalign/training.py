@@ -60,6 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "save_steps": 200,
     "save_total_limit": 2,
     "lr_scheduler_type": "cosine",
+    "logging_nan_inf_filter": False,  # it would hide a loss of NaN from the one who must stop
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
 BIAS_IMPLEMENTATIONS = ("eager", "sdpa")

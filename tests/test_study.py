@@ -1,0 +1,166 @@
+"""A whole study on a small random model: the run folder, what a second start does, what is told."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from skipalign import report, study
+from skipalign.errors import RunError
+from skipalign.evaluation.needle import NeedleSettings
+from skipalign.evaluation.stretch import StretchSettings
+from skipalign.files import read_json
+from skipalign.positions import Contiguous, GapBias, SkipAlign, Strategy
+from skipalign.prepare import Source
+from skipalign.rope import Ntk
+from skipalign.study import Base, Training
+from test_training import make_base
+
+TEXTS = {
+    "needle": "{key} x {value} .",
+    "question": "{key} ?",
+    "separator": " ",
+    "keys": ("a", "b", "c"),
+    "values": ("d", "e", "f"),
+    "max_new_tokens": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("study")
+    make_base(root / "base")
+    words = ["g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s", "t"]
+    (root / "hay").mkdir()
+    (root / "hay/prose.txt").write_text(" ".join(f"{' '.join(words)} ." for _ in range(40)))
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{w} {v} a x d ."},
+                {"role": "assistant", "content": "d"},
+            ]
+        }
+        for w in words
+        for v in words
+    ]
+    lines = [json.dumps(row) for row in rows]
+    lines.insert(3, "{not json")
+    lines.insert(9, json.dumps({"messages": [{"role": "user", "content": "alone"}]}))
+    (root / "chats.jsonl").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def trainings(folder: Path, **changes: object) -> list[Training]:
+    def one(method: str, seed: int, strategy: Strategy, bias: GapBias | None) -> Training:
+        hay = str(folder / "hay")
+        values = {
+            "method": method,
+            "seed": seed,
+            "directory": f"{method}/seed-{seed}",
+            "base": Base(path=str(folder / "base")),
+            "sources": (Source(path=str(folder / "chats.jsonl"), name="chats"),),
+            "strategies": {"chats": strategy},
+            "key_bias": bias,
+            "rope": Ntk(factor=8.0),
+            "trainer": {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1},
+            "needle": NeedleSettings(lengths=(64, 128), depths=2, trials=2, haystack=hay, **TEXTS),
+            "stretch": StretchSettings(
+                distances=(256,), context_length=64, trials=3, haystack=hay, **TEXTS
+            ),
+        }
+        return Training(**{**values, **changes})  # type: ignore[arg-type]
+
+    skips = SkipAlign(max_position=512, skip_fraction=1.0)
+    return [
+        one("normal", 0, Contiguous(), None),
+        one("skipalign", 0, skips, GapBias()),
+        one("skipalign", 1, skips, GapBias()),
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> Path:
+    out = folder / "runs/demo"
+    study.run(trainings(folder), out, recipe_text="name: demo\n")
+    return out
+
+
+def test_a_run_leaves_the_documented_folder(finished: Path):
+    for name in ("recipe.yaml", "environment.json", "report.html"):
+        assert (finished / name).is_file(), name
+    for training in ("normal/seed-0", "skipalign/seed-0", "skipalign/seed-1"):
+        out = finished / training
+        for name in (
+            *("data/examples.arrow", "data/manifest.json", "rejected.jsonl", "accounting.json"),
+            *("probe.json", "loss.jsonl", "training.json", "coverage.json", "model/README.md"),
+            *("evaluation/needle/needle.json", "evaluation/stretch/stretch.json"),
+        ):
+            assert (out / name).is_file(), f"{training}/{name}"
+        for path in out.rglob("*.json"):
+            if "model" not in path.parts and "checkpoints" not in path.parts:
+                assert json.loads(path.read_text())["schema_version"] == 1, path
+
+
+def test_accounting_adds_up(finished: Path):
+    total = read_json(finished / "normal/seed-0/accounting.json")["total"]
+    assert total["rows_read"] == 14 * 14 + 2
+    assert total["rejected"].values()
+    assert total["rows_read"] == total["used"] + sum(
+        [*total["rejected"].values(), *total["dropped"].values()]
+    )
+
+
+def test_equal_data_is_made_once(finished: Path):
+    one, two = (
+        finished / name / "data/examples.arrow" for name in ("normal/seed-0", "skipalign/seed-1")
+    )
+    assert one.stat().st_ino == two.stat().st_ino
+
+
+def test_the_table_has_every_method_and_length(finished: Path):
+    rows = report.table([finished])
+    assert [(r["method"], r["context_length"]) for r in rows] == [
+        ("normal", 64),
+        ("normal", 128),
+        ("skipalign", 64),
+        ("skipalign", 128),
+    ]
+    assert [r["num_seeds"] for r in rows] == [1, 1, 2, 2]
+    assert [r["num_trials"] for r in rows] == [4, 4, 8, 8]
+
+
+def test_the_card_carries_results(finished: Path):
+    card = (finished / "skipalign/seed-1/model/README.md").read_text()
+    assert "Not evaluated yet" not in card
+    assert "| 128 |" in card
+    assert "196 used + 2 rejected" in card
+
+
+def test_a_second_start_repeats_nothing_and_repairs_what_is_missing(folder: Path, finished: Path):
+    model = finished / "normal/seed-0/model/model.safetensors"
+    cells = finished / "skipalign/seed-0/evaluation/needle"
+    kept, before = model.stat().st_mtime_ns, (cells / "needle.json").read_bytes()
+    shutil.rmtree(cells)
+    (finished / "report.html").unlink()
+    study.run(trainings(folder), finished, recipe_text="name: demo\n")
+    assert model.stat().st_mtime_ns == kept
+    assert (cells / "needle.json").read_bytes() == before
+    assert (finished / "report.html").exists()
+
+
+def test_other_settings_never_mix_with_a_finished_training(folder: Path, finished: Path):
+    changed = trainings(folder, trainer={"max_steps": 5})
+    with pytest.raises(RunError, match=r"holds a training of other settings \(trainer: "):
+        study.run(changed, finished, recipe_text="name: demo\n")
+
+
+def test_an_untrained_base_is_evaluated_as_it_is(folder: Path, tmp_path: Path):
+    alone = replace(
+        trainings(folder)[0], train=False, directory="", stretch=None, method="base-ntk"
+    )
+    study.run([alone], tmp_path / "base", recipe_text="name: base\n")
+    assert (tmp_path / "base/evaluation/needle/needle.json").exists()
+    assert not (tmp_path / "base/data").exists()
+    assert "no weight was changed" in (tmp_path / "base/model/README.md").read_text()
