@@ -1,0 +1,114 @@
+"""Shares with their intervals, and when an answer counts as right."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from math import sqrt
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+def wilson_interval(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval of a share of `n` trials; (0, 1) where there are none.
+
+    Source: E. B. Wilson 1927, JASA 22, 209-212.
+
+    Raises:
+        ValueError: `correct` is not within 0 to `n`, or `level` not within 0 and 1.
+    """
+    if not 0 <= correct <= n or not 0 < level < 1:
+        raise ValueError(
+            f"{correct} correct of {n} at level {level}; "
+            "it must be 0 <= correct <= n and 0 < level < 1"
+        )
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = correct / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low = 0.0 if correct == 0 else middle - half
+    high = 1.0 if correct == n else middle + half
+    return low, high
+
+
+def share(correct: int, n: int) -> dict[str, Any]:
+    """Return {n, correct, mean, low, high}: a share that never travels without its interval."""
+    low, high = wilson_interval(correct, n)
+    return {"n": n, "correct": correct, "mean": correct / n, "low": low, "high": high}
+
+
+def bootstrap_nested(
+    groups: Sequence[Sequence[float]],
+    rng: np.random.Generator,
+    *,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Return a percentile interval of the mean over groups of each group's mean.
+
+    Draws groups (training seeds) with replacement, then trials within each group drawn. The
+    interval knows of no case that was not seen: where all trials are alike its width is 0, and
+    with few groups it is too narrow. Read it together with the number of groups and trials.
+
+    Source: Davison and Hinkley 1997, Bootstrap Methods and their Application, section 3.8.
+
+    Raises:
+        ValueError: there is no group, or one without trials.
+    """
+    if not groups or not all(len(group) for group in groups):
+        sizes = [len(group) for group in groups]
+        raise ValueError(f"groups of {sizes} trials; give at least one group, each with trials")
+    picks = rng.integers(len(groups), size=(num_resamples, len(groups)))
+    means = np.empty(picks.shape)
+    for index, group in enumerate(groups):
+        trials = np.asarray(group, dtype=np.float64)
+        chosen = picks == index
+        draws = rng.integers(len(trials), size=(int(chosen.sum()), len(trials)))
+        means[chosen] = trials[draws].mean(axis=1)
+    tail = (1 - level) / 2
+    low, high = np.quantile(means.mean(axis=1), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def contains_value(answer: str, value: str) -> bool:
+    """Whether `value` stands in `answer` as a word of its own.
+
+    Letter case and the width of characters do not matter. Neither side of the value may touch a
+    further letter, digit or underscore, so 47 is not in 1470; scripts that write without spaces
+    (Chinese, Japanese) do not count as touching. A number of digits alone may carry thousands
+    separators (1,234,567) and is not found within a decimal number (47 is not in 47.5 or 0.47).
+    Whatever else the answer says is not looked at: one that lists every value counts as right.
+    """
+    answer, value = _folded(answer), _folded(value)
+    if not value:
+        return False
+    is_number = value.isdecimal()
+    if is_number:
+        answer = _THOUSANDS.sub("", answer)
+    for match in re.finditer(f"(?={re.escape(value)})", answer):
+        before, after = answer[: match.start()], answer[match.start() + len(value) :]
+        within_decimal = re.search(r"\d[.,]$", before) or re.match(r"[.,]\d", after)
+        if is_number and within_decimal:
+            continue
+        if not (_touches(before[-1:], value[0]) or _touches(value[-1], after[:1])):
+            return True
+    return False
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).strip().casefold()
+
+
+def _touches(left: str, right: str) -> bool:
+    """Whether two neighbouring characters belong to one word; '' is the text's border."""
+    return all(
+        character != ""
+        and (character.isalnum() or character == "_")
+        and unicodedata.east_asian_width(character) != "W"
+        for character in (left, right)
+    )

@@ -1,0 +1,301 @@
+"""Prompts -> completions: one protocol, one class for each backend.
+
+Greedy everywhere: the same prompt gives the same answer, alone or in a batch.
+"""
+
+import hashlib
+import inspect
+from collections import abc
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+
+from skipalign.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# A row shorter than this share of its batch's longest row waits for the next batch.
+_LEAST_FILL = 0.875
+# Weights read from each parameter to tell one checkpoint from another.
+_WEIGHTS_READ = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer: its tokens up to, and without, the token that ended it, and their text."""
+
+    ids: list[int]
+    text: str
+
+
+class Generator(Protocol):
+    """Whatever answers prompts."""
+
+    @property
+    def identity(self) -> str:
+        """A digest that changes whenever the answers may: no resumed result mixes two models."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        position_ids: Sequence[Int[np.ndarray, " T"]] | None = None,
+    ) -> list[Completion]:
+        """Answer each prompt greedily; the answer's positions follow the prompt's last one."""
+        ...
+
+
+class TransformersGenerator:
+    """Answer with a transformers model by a greedy loop over its forward pass.
+
+    The loop is ours because `model.generate` (5.23) drops an attention_mask of ones, so that
+    given positions that jump are right only as long as there is a cache; because it takes
+    repetition penalties and the like from the checkpoint, which is then not greedy; and because
+    it warns of every prompt beyond max_position_embeddings, which is what we measure.
+
+    Prompts are sorted by length and answered in batches of at most `batch_tokens` tokens, padding
+    included; a batch that does not fit into the device's memory is halved. Prompts of one length
+    need no padding and keep the fast causal kernel.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        batch_tokens: int = 16384,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_tokens = batch_tokens
+        self.stop_ids = stop_ids(model, tokenizer)
+
+    @property
+    def identity(self) -> str:
+        """A digest of the model's class, its config's RoPE and a sample of every parameter."""
+        rope = getattr(self.model.config, "rope_parameters", None)
+        digest = hashlib.sha256(repr((type(self.model).__name__, rope, self.stop_ids)).encode())
+        for name, parameter in self.model.named_parameters():
+            flat = parameter.detach().reshape(-1)
+            step = max(1, len(flat) // _WEIGHTS_READ)
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            digest.update(flat[::step].to("cpu", torch.float32).numpy().tobytes())
+        return digest.hexdigest()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        position_ids: Sequence[Int[np.ndarray, " T"]] | None = None,
+    ) -> list[Completion]:
+        """Answer each prompt greedily, in the order given.
+
+        Args:
+            prompts: token ids, template included.
+            max_new_tokens: the longest answer.
+            position_ids: one array for each prompt; natural positions when None. The answer
+                continues at the last one + 1.
+
+        Raises:
+            ModelError: a prompt that the model cannot take, one that does not fit into memory
+                alone, or logits that are not numbers.
+        """
+        rows = self._rows(prompts, position_ids)
+        answers: dict[int, Completion] = {}
+        budget = self.batch_tokens
+        pending = sorted(range(len(rows)), key=lambda index: -len(rows[index][0]))
+        with _evaluating(self.model):
+            while pending:
+                batch = _first_batch(pending, [len(rows[index][0]) for index in pending], budget)
+                new = self._answer([rows[index] for index in batch], max_new_tokens)
+                if new is None:
+                    budget = _halved(len(batch), len(rows[batch[0]][0]))
+                    continue
+                answers.update(zip(batch, new, strict=True))
+                pending = pending[len(batch) :]
+        return [answers[index] for index in range(len(rows))]
+
+    def _rows(
+        self,
+        prompts: Sequence[Sequence[int]],
+        position_ids: Sequence[Int[np.ndarray, " T"]] | None,
+    ) -> list[tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"]]]:
+        """Pair each prompt with its positions, checked."""
+        num_ids = _num_embeddings(self.model)
+        rows: list[tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"]]] = []
+        if position_ids is not None and len(position_ids) != len(prompts):
+            raise ModelError(
+                f"{len(position_ids)} arrays of position_ids for {len(prompts)} prompts; "
+                "give one for each prompt, or none at all"
+            )
+        for index, prompt in enumerate(prompts):
+            ids = np.asarray(prompt, dtype=np.int64)
+            natural = np.arange(len(ids))
+            places = natural if position_ids is None else np.asarray(position_ids[index])
+            if len(ids) == 0 or len(places) != len(ids):
+                raise ModelError(
+                    f"prompt {index} has {len(ids)} tokens and {len(places)} position_ids; "
+                    "a prompt needs at least one token and one position for each"
+                )
+            if ids.min() < 0 or ids.max() >= num_ids:
+                raise ModelError(
+                    f"prompt {index} holds token ids {ids.min()} to {ids.max()}, the model knows "
+                    f"0 to {num_ids - 1}; use the tokenizer saved with the model"
+                )
+            rows.append((ids, places.astype(np.int64)))
+        return rows
+
+    def _answer(
+        self,
+        rows: Sequence[tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"]]],
+        max_new_tokens: int,
+    ) -> list[Completion] | None:
+        """Answer one batch; None when it does not fit into memory but half of it may."""
+        input_ids, attention_mask, position_ids = _padded_left(rows, self.model.device)
+        try:
+            new = self._greedy(input_ids, attention_mask, position_ids, max_new_tokens)
+        except torch.OutOfMemoryError as error:
+            if len(rows) == 1:
+                raise ModelError(
+                    f"a prompt of {input_ids.shape[1]} tokens does not fit into the memory of "
+                    f"{self.model.device}; shorten it, or load the model in a smaller dtype"
+                ) from error
+            new = None
+        if new is None:  # outside the handler: its traceback would keep the tensors alive
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            return None
+        return [self._completion(row) for row in new.tolist()]
+
+    def _completion(self, row: list[int]) -> Completion:
+        stop = next((place for place, token in enumerate(row) if token in self.stop_ids), len(row))
+        return Completion(
+            row[:stop], str(self.tokenizer.decode(row[:stop], skip_special_tokens=True))
+        )
+
+    def _greedy(
+        self,
+        input_ids: Int[torch.Tensor, "B T"],
+        attention_mask: Int[torch.Tensor, "B T"],
+        position_ids: Int[torch.Tensor, "B T"],
+        max_new_tokens: int,
+    ) -> Int[torch.Tensor, "B N"]:
+        """Take the likeliest token until every row has stopped or has `max_new_tokens`."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        keep: dict[str, Any] = {"logits_to_keep": 1} if _keeps_logits(self.model) else {}
+        stops = torch.tensor(sorted(self.stop_ids), dtype=torch.long, device=input_ids.device)
+        stopped: Bool[torch.Tensor, " B"] = torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
+        new: list[Int[torch.Tensor, "B 1"]] = []
+        # The mask is passed although it may be all ones: without it transformers takes a jump
+        # in position_ids for the border of another document and cuts attention there.
+        while len(new) < max_new_tokens and not bool(stopped.all()):
+            logits = self.model(
+                input_ids=new[-1] if new else input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+                **keep,
+            ).logits[:, -1]
+            if bool(logits.isnan().any()):
+                raise ModelError(
+                    f"logits are not numbers (NaN) after {attention_mask.shape[1]} tokens in "
+                    f"{logits.dtype}; load the model in bfloat16 or float32, or train it again"
+                )
+            new.append(logits.argmax(-1, keepdim=True))
+            stopped = stopped | torch.isin(new[-1][:, 0], stops)
+            attention_mask = torch.nn.functional.pad(attention_mask, (0, 1), value=1)
+            position_ids = position_ids[:, -1:] + 1
+        return torch.cat(new, dim=1) if new else input_ids[:, :0]
+
+
+def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Return the ids that end an answer: end of text and the chat template's end of turn."""
+    found: set[int] = set()
+    config = getattr(model, "generation_config", None)
+    named: tuple[Any, ...] = (getattr(config, "eos_token_id", None), tokenizer.eos_token_id)
+    for eos in named:
+        found.update([eos] if isinstance(eos, int) else eos or [])
+    if tokenizer.chat_template:
+        found.update(_end_of_turn(tokenizer))
+    return frozenset(found)
+
+
+def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Return the id of the added token that the template writes after an answer, if it is one."""
+    answer = "An answer."
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    after = text.rpartition(answer)[2].lstrip()
+    added: dict[int, Any] = tokenizer.added_tokens_decoder
+    matches = {token: str(piece) for token, piece in added.items() if after.startswith(str(piece))}
+    return {max(matches, key=lambda token: len(matches[token]))} if matches else set()
+
+
+def _num_embeddings(model: "PreTrainedModel") -> int:
+    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr]
+
+
+def _keeps_logits(model: Any) -> bool:
+    """Whether the forward pass can return the last token's logits alone."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+def _first_batch(pending: list[int], lengths: list[int], budget: int) -> list[int]:
+    """Return the head of `pending`, longest first, that one batch of `budget` tokens takes."""
+    most = max(1, budget // lengths[0])
+    least = _LEAST_FILL * lengths[0]
+    fitting = [place for place in range(min(most, len(pending))) if lengths[place] >= least]
+    return pending[: len(fitting)]
+
+
+def _halved(num_rows: int, length: int) -> int:
+    """Return the token budget that takes half of `num_rows` rows of `length` tokens."""
+    return length * (num_rows // 2)
+
+
+def _padded_left(
+    rows: Sequence[tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"]]], device: torch.device
+) -> tuple[
+    Int[torch.Tensor, "B T"],
+    Int[torch.Tensor, "B T"],
+    Int[torch.Tensor, "B T"],
+]:
+    """Return input_ids, attention_mask and position_ids with every row's end at the right."""
+    shape = (len(rows), max(len(ids) for ids, _ in rows))
+    input_ids, attention_mask, position_ids = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    for row, (ids, places) in enumerate(rows):
+        input_ids[row, -len(ids) :] = ids
+        attention_mask[row, -len(ids) :] = 1
+        position_ids[row, -len(ids) :] = places
+    return (
+        torch.from_numpy(input_ids).to(device),
+        torch.from_numpy(attention_mask).to(device),
+        torch.from_numpy(position_ids).to(device),
+    )
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> abc.Generator[None, None, None]:
+    """Turn off dropout, checkpointing and gradients; put every module's mode back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        # Not inference_mode: buffers that RoPE makes here may be needed in a later backward pass.
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,145 @@
+"""metrics.py: intervals against known values and closed forms; when an answer is right."""
+
+import math
+
+import numpy as np
+import pytest
+
+from skipalign.evaluation.metrics import bootstrap_nested, contains_value, share, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [
+        # Newcombe 1998 (Statistics in Medicine 17, 857-872), table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (29, 29, 0.8830, 1.0),
+    ],
+)
+def test_wilson_interval_has_the_published_values(correct, n, low, high):
+    assert wilson_interval(correct, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_interval_solves_its_equation():
+    low, high = wilson_interval(7, 31, level=0.9)
+    for bound in (low, high):  # |share - p| = z sqrt(p (1 - p) / n)
+        assert abs(7 / 31 - bound) == pytest.approx(1.6448536 * math.sqrt(bound * (1 - bound) / 31))
+    mirrored = wilson_interval(24, 31, level=0.9)
+    assert mirrored == pytest.approx((1 - high, 1 - low))
+
+
+def test_no_trials_say_nothing():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("correct", "n", "level"), [(-1, 5, 0.95), (6, 5, 0.95), (1, 5, 1.0)])
+def test_wilson_interval_refuses_what_is_no_share(correct, n, level):
+    with pytest.raises(ValueError, match=rf"{correct} correct of {n}"):
+        wilson_interval(correct, n, level)
+
+
+def test_share_carries_its_interval():
+    low, high = wilson_interval(3, 4)
+    assert share(3, 4) == {"n": 4, "correct": 3, "mean": 0.75, "low": low, "high": high}
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_bootstrap_of_one_group_has_the_binomial_quantiles():
+    n, correct = 40, 28
+    groups = [[1.0] * correct + [0.0] * (n - correct)]
+    weights = [math.comb(n, k) * 0.7**k * 0.3 ** (n - k) for k in range(n + 1)]
+    below = np.cumsum(weights)
+    exact = [int(np.searchsorted(below, tail)) / n for tail in (0.025, 0.975)]
+    assert bootstrap_nested(groups, rng(), num_resamples=20000) == pytest.approx(exact, abs=0.013)
+
+
+def test_bootstrap_draws_groups_before_trials():
+    # Three groups without spread inside: the mean is a draw of three from {0, 0.3, 0.9}.
+    groups = [[0.0] * 50, [0.3] * 5, [0.9]]
+    assert bootstrap_nested(groups, rng()) == pytest.approx((0.0, 0.9))
+    low, high = bootstrap_nested(groups, rng(), num_resamples=20000, level=0.8)
+    # P(mean = 0) = 1/27, P(mean <= 0.1) = 4/27; above: P(0.9) = 1/27, P(>= 0.7) = 4/27
+    assert (low, high) == pytest.approx((0.1, 0.7))
+
+
+def test_bootstrap_weighs_groups_alike_whatever_their_size():
+    groups = [[1.0] * 1000, [0.0]]
+    low, high = bootstrap_nested(groups, rng(), num_resamples=4000, level=0.4)
+    assert (low, high) == pytest.approx((0.5, 0.5))
+
+
+def test_bootstrap_draws_trials_anew_for_a_group_drawn_twice():
+    # Variance of the mean: (between / G) + (within / n) * E[1 / distinct...]; here between = 0,
+    # two draws of one group are independent, so the variance is within / (n * G).
+    group = [0.0, 1.0] * 8
+    resamples = [
+        bootstrap_nested([group, group], np.random.default_rng(seed), num_resamples=1, level=0.5)[0]
+        for seed in range(4000)
+    ]
+    assert np.var(resamples) == pytest.approx(0.25 / 16 / 2, rel=0.1)
+
+
+def test_bootstrap_is_a_function_of_its_rng():
+    groups = [[0.0, 1.0, 1.0], [1.0, 0.0]]
+    assert bootstrap_nested(groups, rng()) == bootstrap_nested(groups, rng())
+    one, other = (
+        bootstrap_nested(groups, np.random.default_rng(s), num_resamples=9) for s in (1, 7)
+    )
+    assert one != other
+
+
+@pytest.mark.parametrize("groups", [[], [[1.0], []]])
+def test_bootstrap_needs_trials(groups):
+    with pytest.raises(ValueError, match="at least one group"):
+        bootstrap_nested(groups, rng())
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("47", "47"),
+        ("The secret number of Oslo is 47.", "47"),
+        ("(47)", "47"),
+        ("I saw 1470, then 47!", "47"),
+        ("It is 1,234,567.", "1234567"),
+        ("数字是1234567。", "1234567"),
+        ("１２３", "123"),
+        ("The word is amber-coloured: Amber", "amber"),
+        ("AMBER", "amber"),
+        ("blue fox", "blue fox"),
+        ("aa", "aa"),
+        ("21 1 1", "1 1"),
+        ("4-7", "4-7"),
+    ],
+)
+def test_a_value_that_stands_in_the_answer(answer, value):
+    assert contains_value(answer, value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("1470", "47"),
+        ("147", "47"),
+        ("47th", "47"),
+        ("x47", "47"),
+        ("_47", "47"),
+        ("47,000", "47"),
+        ("47.5 or 0.47", "47"),
+        ("1,234,567", "567"),
+        ("ambers", "amber"),
+        ("naïveté", "naïve"),
+        ("bluefox", "blue fox"),
+        ("aaa", "aa"),
+        ("", "47"),
+        ("anything", ""),
+    ],
+)
+def test_a_value_that_does_not(answer, value):
+    assert not contains_value(answer, value)
