@@ -200,6 +200,17 @@ def test_prose_without_marks_has_places_at_spaces(tokenizer, tmp_path):
         assert re.search(r"(\w+) The secret number", text)[1] in WORDS.split()
 
 
+def test_a_token_over_the_end_of_a_sentence_is_not_parted(tmp_path):
+    tokenizer = train_tokenizer()
+    tokenizer.add_tokens(["garden. The"])
+    text = "The river was under the garden. The house stood near the river. " * 40
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    settings = NeedleSettings(lengths=(300,), depths=6, trials=5, haystack=str(tmp_path))
+    for prompt in build_prompts(tokenizer, settings):
+        before = tokenizer.decode(prompt.ids).partition(f"The secret number of {prompt.key} is")[0]
+        assert before.rstrip().endswith((">", "river.")) or prompt.depth == 1.0
+
+
 def test_a_short_text_is_repeated(tokenizer, tmp_path):
     (tmp_path / "short.txt").write_text(prose(12), encoding="utf-8")
     settings = NeedleSettings(
