@@ -267,7 +267,8 @@ class SkipAlign(_Skipping):
         cut_at: where those fall: `sentence` prefers the beginnings of sentences and paragraphs
             and takes random tokens only where there are too few; `token` takes any.
 
-    Source: Wu et al. 2024, arXiv 2405.03939: the blocks, the cumulative bias, the three modes.
+    Source: Wu et al. 2024, arXiv 2405.03939: the blocks, the cumulative bias, the three modes, as
+        a published review of the paper gives them.
     Differs: p, max_position, the law of the skips and their hyper-parameters are not published;
         the defaults here are our choice. `cuts_within` and `token` are ours. No cut falls inside
         a template's header or end-of-turn: `<|user|>` means nothing apart from its message.
@@ -287,8 +288,7 @@ class SkipAlign(_Skipping):
         _require_known("cut_at", (self.cut_at,), ("sentence", "token"))
         if self.cuts_within < 0:
             raise RecipeError(
-                f"strategy skipalign: cuts_within is {self.cuts_within}; it is a number of cuts "
-                "and must be 0 or more"
+                f"strategy skipalign: cuts_within is {self.cuts_within}; it must be 0 or more cuts"
             )
 
     def _skip(
@@ -348,8 +348,7 @@ class PoSE(_Skipping):
         super().__post_init__()
         if self.num_chunks < 2:
             raise RecipeError(
-                f"strategy pose: num_chunks is {self.num_chunks}; skipping needs 2 or more - "
-                "use strategy contiguous for no skips"
+                f"strategy pose: num_chunks is {self.num_chunks}; a skip needs 2 or more chunks"
             )
 
     def _skip(
@@ -429,8 +428,7 @@ def tokens_within(segments: Sequence[Segment]) -> Int[np.ndarray, " N"]:
 def _draw_some(
     candidates: Int[np.ndarray, " N"], count: int, rng: np.random.Generator
 ) -> Int[np.ndarray, " K"]:
-    count = min(count, len(candidates))
-    return candidates[rng.choice(len(candidates), count, replace=False)] if count else NO_BREAKS
+    return rng.choice(candidates, min(count, len(candidates)), replace=False)
 
 
 def _require_known(field: str, found: Sequence[str], known: Sequence[str]) -> None:
@@ -576,10 +574,7 @@ class NoiseBias(KeyBias):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.std < 0:
-            raise RecipeError(
-                f"key_bias noise: std is {self.std}; it is a standard deviation in nats and must "
-                "be 0 or more"
-            )
+            raise RecipeError(f"key_bias noise: std is {self.std}; it must be 0 nats or more")
 
     def _per_run(
         self,

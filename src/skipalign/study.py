@@ -252,29 +252,35 @@ def train(
         tokenizer.chat_template = DEFAULT_TEMPLATE
     document: dict[str, Any] = {**training.settings(), "order": order}
     if training.train:
-        examples = ExampleFile(out / "data")
-        outcome = fine_tune(
-            model,
-            tokenizer,
-            examples,
-            out,
-            strategies=training.strategies,
-            key_bias=training.key_bias,
-            weights={source.name: source.weight for source in training.sources},
-            trainer=training.trainer,
-            seed=training.seed,
-            progress=progress,
-        )
-        if outcome.interrupted:
-            raise KeyboardInterrupt
-        document |= asdict(outcome)
-        _note_seconds(out, "train", outcome.seconds)
-        _write_coverage(training, examples, out, coverage_range or training.max_position)
+        document |= _fit(training, model, tokenizer, out, progress)
+        _write_coverage(training, out, coverage_range or training.max_position)
     else:
         save_model(model, tokenizer, out / "model")
     write_json(out / "training.json", document)
     write_card(out / "model", document, accounting=_accounting(out))
     return read_json(out / "training.json")
+
+
+def _fit(
+    training: Training, model: Any, tokenizer: Any, out: Path, progress: Progress
+) -> dict[str, Any]:
+    """Fine-tune; return the outcome for training.json."""
+    outcome = fine_tune(
+        model,
+        tokenizer,
+        ExampleFile(out / "data"),
+        out,
+        strategies=training.strategies,
+        key_bias=training.key_bias,
+        weights={source.name: source.weight for source in training.sources},
+        trainer=training.trainer,
+        seed=training.seed,
+        progress=progress,
+    )
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    _note_seconds(out, "train", outcome.seconds)
+    return asdict(outcome)
 
 
 def _finished(training: Training, out: Path) -> dict[str, Any] | None:
@@ -310,8 +316,9 @@ def _unlike(found: Mapping[str, Any], training: Training) -> str:
     return ", ".join(f"{key}: {found.get(key)} there, {new[key]} here" for key in names[:2])
 
 
-def _write_coverage(training: Training, examples: ExampleFile, out: Path, reach: int) -> None:
+def _write_coverage(training: Training, out: Path, reach: int) -> None:
     """Measure what the first source's strategy teaches."""
+    examples = ExampleFile(out / "data")
     name = training.sources[0].name
     rows = np.flatnonzero(np.array(examples.source_names)[examples.sources] == name)
     rng = np.random.default_rng(training.seed)

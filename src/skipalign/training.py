@@ -146,27 +146,13 @@ def train(
     """
     refuse_layout(model, key_bias)
     args = training_arguments(trainer or {}, output_dir=out / "checkpoints", seed=seed)
-    torch.manual_seed(seed)
     collator = Collator(
         strategies, seed=seed, pad_token_id=pad_token_id(tokenizer), key_bias=key_bias
     )
-    engine = SkipTrainer(
-        model=model,
-        args=args,
-        train_dataset=VisitDataset(examples),
-        data_collator=cast(Any, collator),
-    )
-    engine.sampler = VisitSampler(
-        examples.lengths,
-        [examples.source_names[source] for source in examples.sources],
-        weights or {},
-        batch_size=args.per_device_train_batch_size,
-        seed=seed,
-    )
+    engine = _engine(model, args, examples, collator, weights or {})
     checkpoint = newest_checkpoint(Path(args.output_dir))
     _keep_losses_until(out / "loss.jsonl", checkpoint)
     watch = _Watch(engine, out, _reach(strategies, examples), key_bias is not None)
-    engine.remove_callback(PrinterCallback)
     engine.add_callback(watch)
     with _ctrl_c_stops(watch), (progress or Silent()).bar("train", None) as bar:
         watch.bar = bar
@@ -174,6 +160,31 @@ def train(
     if not watch.interrupted and engine.is_world_process_zero():
         _save_final(engine, tokenizer, out / "model")
     return watch.outcome(engine)
+
+
+def _engine(
+    model: Any,
+    args: TrainingArguments,
+    examples: ExampleFile,
+    collator: Collator,
+    weights: Mapping[str, float | None],
+) -> "SkipTrainer":
+    torch.manual_seed(collator.seed)
+    engine = SkipTrainer(
+        model=model,
+        args=args,
+        train_dataset=VisitDataset(examples),
+        data_collator=cast(Any, collator),
+    )
+    engine.remove_callback(PrinterCallback)
+    engine.sampler = VisitSampler(
+        examples.lengths,
+        [examples.source_names[source] for source in examples.sources],
+        weights,
+        batch_size=args.per_device_train_batch_size,
+        seed=collator.seed,
+    )
+    return engine
 
 
 def refuse_layout(model: Any, key_bias: KeyBias | None) -> None:
