@@ -1,0 +1,452 @@
+"""The command line: one short function a command; nothing heavy is imported before it is needed.
+
+Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1 a problem that the user
+can fix (one line), 2 wrong usage, 130 stopped by Ctrl-C.
+"""
+
+import functools
+import os
+import shlex
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from skipalign import __version__
+from skipalign.errors import RecipeError, SkipalignError
+from skipalign.terminal import (
+    console,
+    hush,
+    last_line,
+    print_accounting,
+    print_cells,
+    print_json,
+    print_seconds,
+    progress_for,
+    say,
+    visible,
+)
+
+if TYPE_CHECKING:
+    from skipalign.prepare import Source
+    from skipalign.recipe import Recipe
+    from skipalign.schema import Settings
+    from skipalign.study import Training
+
+# The options of each task; what its settings call them. The first is what it cannot do without.
+TASK_OPTIONS = {"needle": ("lengths", "depths"), "stretch": ("distances", "context_length")}
+
+Command = Callable[..., Any]
+
+
+class _InOrder(click.Group):
+    """Lists its commands in the order of the work, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="skipalign")
+def cli() -> None:
+    """Teach a model to use long contexts by fine-tuning on short conversations that skip.
+
+    \b
+    skipalign run tiny                 the demonstration, in minutes
+    skipalign preview recipe.yaml      one sample: its text and positions
+    skipalign run recipe.yaml          prepare, train, evaluate, report
+    """
+
+
+# ------------------------------------------------------------------------------- options
+
+
+def _options(*options: Command) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        return functools.reduce(lambda inner, option: option(inner), reversed(options), command)
+
+    return decorate
+
+
+def _override(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if "=" not in value:
+            raise click.BadParameter(f"{value!r} is no KEY=VALUE, such as trainer.max_steps=50")
+    return values
+
+
+def _numbers(kind: type[int] | type[float]) -> Command:
+    def parse(_: click.Context, __: click.Parameter, value: str | None) -> Any:
+        try:
+            return None if value is None else tuple(kind(each) for each in value.split(","))
+        except ValueError:
+            raise click.BadParameter(f"{value!r}: give numbers with commas between") from None
+
+    return parse
+
+
+def _depths(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    return int(value) if value and value.isdecimal() else _numbers(float)(context, parameter, value)
+
+
+OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", callback=_override)
+RECIPE = _options(click.argument("recipe"), OVERRIDES)
+RUNS_DIR = click.option(
+    "--runs-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Where run folders lie; this run's is RUNS_DIR/NAME.",
+)
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the resolved recipe and do nothing.")
+METHOD = click.option(
+    "--method", metavar="NAME", help="Which method, where a recipe lists several."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+OUTPUT = _options(
+    JSON,
+    click.option("-q", "--quiet", is_flag=True, help="No progress."),
+    click.option("-v", "--verbose", is_flag=True, help="Show transformers' own logs."),
+)
+
+
+# ------------------------------------------------------------------------------- commands
+
+
+@cli.command()
+@RECIPE
+@click.option("--index", type=click.IntRange(min=0), default=0, help="Which sample, from 0.")
+@click.option("--source", metavar="NAME", help="Count samples in this source of the data alone.")
+@METHOD
+@click.option("--seed", type=click.IntRange(min=0), help="Of the training; the recipe's first.")
+@click.option("--epoch", type=click.IntRange(min=0), default=0, help="Draws the positions anew.")
+@click.option("--full", is_flag=True, help="Show long texts whole.")
+@OUTPUT
+def preview(recipe: str, overrides: Sequence[str], **given: Any) -> None:
+    """Show one sample: what is trained, where positions skip.
+
+    Without --method it is the recipe's first method that skips.
+    """
+    hush(verbose=given["verbose"])
+    read = _load(recipe, overrides)
+    method = _known(given["method"] or _method_that_skips(read), read.methods, "method")
+    settings = read.methods[method]
+    from skipalign.model import load_tokenizer
+    from skipalign.preview import show
+    from skipalign.sample import describe, draw_sample
+
+    tokenizer = load_tokenizer(settings.base.path, revision=settings.base.revision)
+    sample = draw_sample(
+        _sources(settings, given["source"]),
+        settings.strategies,
+        tokenizer,
+        index=given["index"],
+        seed=read.seeds[0] if given["seed"] is None else given["seed"],
+        epoch=given["epoch"],
+        key_bias=settings.key_bias,
+        template_kwargs=settings.template_kwargs,
+    )
+    if given["as_json"]:
+        print_json({"method": method, **describe(sample, tokenizer)})
+    else:
+        show(sample, tokenizer, console(), method=method, full=given["full"])
+    following = f"skipalign preview {recipe} --index {sample.index + 1}"
+    last_line(f"showed sample {sample.index}", following, as_json=given["as_json"])
+
+
+@cli.command()
+@RECIPE
+@RUNS_DIR
+@DRY_RUN
+@OUTPUT
+def prepare(recipe: str, overrides: Sequence[str], **given: Any) -> None:
+    """Tokenize conversations; count what was dropped and why."""
+    hush(verbose=given["verbose"])
+    read = _load(recipe, overrides)
+    trainings = read.trainings()
+    if given["dry_run"]:
+        return _print_recipe(read, given)
+    trained = [training for training in trainings if training.train]
+    if not trained:
+        raise RecipeError(f"{recipe}: no method trains, so no data is read; set train: true")
+    from skipalign import study
+
+    run_dir = _run_dir(read, given)
+    study.begin(run_dir, read.resolved(), seeds=read.seeds)
+    accounting = study.prepare(trainings, run_dir, progress_for(quiet=given["quiet"]))
+    (print_json if given["as_json"] else print_accounting)(accounting)
+    made = run_dir / trained[0].directory / "data"
+    following = f"skipalign train {recipe}{_choosing(read, trained[0])}"
+    return last_line(f"made {made}", following, as_json=given["as_json"])
+
+
+@cli.command()
+@RECIPE
+@METHOD
+@click.option("--seed", type=click.IntRange(min=0), help="Which of the recipe's seeds.")
+@RUNS_DIR
+@DRY_RUN
+@OUTPUT
+def train(recipe: str, overrides: Sequence[str], **given: Any) -> None:
+    """Fine-tune one model, or go on where that stopped."""
+    hush(verbose=given["verbose"])
+    read = _load(recipe, overrides)
+    trainings = read.trainings()
+    if given["dry_run"]:
+        return _print_recipe(read, given)
+    training = _one_training(read, trainings, given)
+    from skipalign import study
+
+    run_dir, progress = _run_dir(read, given), progress_for(quiet=given["quiet"])
+    study.begin(run_dir, read.resolved(), seeds=read.seeds)
+    study.prepare([training], run_dir, progress)
+    order, reach = trainings.index(training), max(each.max_position for each in trainings)
+    outcome = study.train(training, run_dir, progress, order=order, coverage_range=reach)
+    if given["as_json"]:
+        print_json(outcome)
+    model = run_dir / training.directory / "model"
+    lengths = "" if read.needle else " --lengths 1024,4096"
+    following = f"skipalign evaluate {model} --task needle{lengths}"
+    return last_line(f"made {model}", following, as_json=given["as_json"])
+
+
+@cli.command()
+@click.argument("model")
+@OVERRIDES
+@click.option("--task", type=click.Choice(list(TASK_OPTIONS)), required=True)
+@click.option("--lengths", metavar="N,...", callback=_numbers(int), help="Needle: tokens.")
+@click.option("--depths", metavar="N|F,...", callback=_depths, help="Needle: how many, or which.")
+@click.option("--distances", metavar="N,...", callback=_numbers(int), help="Stretch: positions.")
+@click.option("--context-length", type=int, help="Stretch: real tokens of a prompt.")
+@click.option("--trials", type=click.IntRange(min=1), help="Prompts a cell.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of the prompts.")
+@click.option("--haystack", type=click.Path(exists=True), help="Prose: a text file or a folder.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where results go.")
+@click.option("--overwrite", is_flag=True, help="Throw away other results in OUT.")
+@OUTPUT
+def evaluate(model: str, overrides: Sequence[str], **given: Any) -> None:
+    """Measure a model: a grid of needles, or the stretch probe.
+
+    MODEL is a folder or a hub id. KEY=VALUE sets any other key of the task, such as
+    needle='The code of {key} is {value}.'. What is not given is as in the recipe of the run
+    that MODEL lies in, else the default. Results go beside the model, else to ./evaluation/TASK.
+    """
+    hush(verbose=given["verbose"])
+    task, run_dir = given["task"], _run_of(model)
+    settings = _task_settings(run_dir, overrides, given)
+    from skipalign import study
+
+    beside = _relative(_training_of(model) or Path.cwd())
+    out = given["out"] or beside / "evaluation" / task
+    if given["overwrite"]:
+        (out / f"{task}.cells.jsonl").unlink(missing_ok=True)
+    results = study.evaluate_model(model, settings, out, progress_for(quiet=given["quiet"]))
+    (print_json if given["as_json"] else print_cells)(results)
+    following = f"skipalign report {run_dir}" if run_dir else f"look at {out / f'{task}.png'}"
+    last_line(f"made {out / f'{task}.json'}", following, as_json=given["as_json"])
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The page, or a folder for it.")
+@OUTPUT
+def report(runs: Sequence[Path], out: Path | None, **given: Any) -> None:
+    """Write one page of one or more runs; print their table."""
+    hush(verbose=given["verbose"])
+    from skipalign import report as room
+
+    page = room.write_report(runs, out)
+    if given["as_json"]:
+        print_json(room.table(runs))
+    else:
+        console().print(room.terminal_table(runs))
+    last_line(f"made {page}", "open it in a browser", as_json=given["as_json"])
+
+
+def _run(recipe: str, overrides: Sequence[str], **given: Any) -> None:
+    """Do all of it: prepare, train, evaluate, report.
+
+    Every method with every seed; what is done already is not done again.
+    """
+    hush(verbose=given["verbose"])
+    read = _load(recipe, overrides)
+    trainings = read.trainings()
+    if given["dry_run"]:
+        return _print_recipe(read, given)
+    from skipalign import report as report_room
+    from skipalign import study
+
+    run_dir, progress = _run_dir(read, given), progress_for(quiet=given["quiet"])
+    page = study.run(trainings, run_dir, progress, recipe_text=read.resolved())
+    seconds = study.seconds_by_stage(trainings, run_dir)
+    if given["as_json"]:
+        rows = report_room.table([run_dir])
+        print_json({"report": str(page), "seconds": seconds, "rows": rows})
+    else:
+        console().print(report_room.terminal_table([run_dir]))
+        print_seconds(seconds)
+    return last_line(f"made {page}", "open it in a browser", as_json=given["as_json"])
+
+
+RUN = _options(RECIPE, RUNS_DIR, DRY_RUN, OUTPUT)
+cli.command("run")(RUN(_run))
+cli.command("compare", short_help="The same as run, for recipes with methods.")(RUN(_run))
+
+
+@cli.command()
+@JSON
+def doctor(as_json: bool) -> None:
+    """Show versions and devices, what is missing and how to get it."""
+    hush(verbose=False)
+    from skipalign import doctor as room
+
+    found = room.examine()
+    if as_json:
+        print_json(found)
+    else:
+        room.show(found, console())
+    if not found["ok"]:
+        raise SkipalignError("something required is missing; the lines that say so name the cure")
+    last_line("all that is required is here", "skipalign run tiny", as_json=as_json)
+
+
+# ------------------------------------------------------------------------------- what is chosen
+
+
+def _load(recipe: str, overrides: Sequence[str] = ()) -> "Recipe":
+    from skipalign.recipe import load
+
+    return load(recipe, overrides)
+
+
+def _known(found: str, known: Collection[str], what: str) -> str:
+    if found in known:
+        return found
+    raise RecipeError(f"no {what} {found!r}; the recipe has {', '.join(known)}")
+
+
+def _method_that_skips(recipe: "Recipe") -> str:
+    """Return the first method with skips: there is more to see in it than in the others."""
+    for name, settings in recipe.methods.items():
+        skips = any(hasattr(strategy, "max_position") for strategy in settings.strategies.values())
+        if settings.train and skips:
+            return name
+    return next(iter(recipe.methods))
+
+
+def _sources(settings: "Settings", name: str | None) -> "tuple[Source, ...]":
+    if name is None:
+        return settings.sources
+    names = [source.name for source in settings.sources]
+    return (settings.sources[names.index(_known(name, names, "source"))],)
+
+
+def _one_training(
+    recipe: "Recipe", trainings: Sequence["Training"], given: Mapping[str, Any]
+) -> "Training":
+    """Return the training that --method and --seed choose; one must be left."""
+    method, seed = given["method"], given["seed"]
+    if method is not None:
+        _known(method, recipe.methods, "method")
+    elif len(recipe.methods) > 1:
+        names = ", ".join(recipe.methods)
+        raise click.UsageError(f"the recipe lists methods; give --method, one of {names}")
+    found = [each for each in trainings if method in (None, each.method)]
+    seeds = ", ".join(str(each.seed) for each in found)
+    if seed is None and len(found) > 1:
+        raise click.UsageError(f"the recipe has several seeds; give --seed, one of {seeds}")
+    found = [each for each in found if seed in (None, each.seed)]
+    if not found:
+        raise RecipeError(f"no seed {seed}; {method or 'the recipe'} has {seeds}")
+    return found[0]
+
+
+def _choosing(recipe: "Recipe", training: "Training") -> str:
+    """Return the options that `train` needs for this training."""
+    method = f" --method {training.method}" if len(recipe.methods) > 1 else ""
+    return method + (f" --seed {training.seed}" if len(recipe.seeds) > 1 else "")
+
+
+def _run_dir(recipe: "Recipe", given: Mapping[str, Any]) -> Path:
+    return Path(given["runs_dir"]) / recipe.name
+
+
+def _task_settings(run_dir: Path | None, overrides: Sequence[str], given: Mapping[str, Any]) -> Any:
+    """Return the settings of a task: options, then KEY=VALUE, then the recipe of the run."""
+    from skipalign.schema import plain, read_task
+    from skipalign.yaml_tree import overridden
+
+    task = given["task"]
+    for other, names in TASK_OPTIONS.items():
+        for name in names if other != task else ():
+            if given[name] is not None:
+                raise click.UsageError(f"--{name.replace('_', '-')} belongs to --task {other}")
+    stored = run_dir / "recipe.yaml" if run_dir else None
+    values: dict[str, Any] = plain(getattr(_load(str(stored)), task)) or {} if stored else {}
+    if given["lengths"] and isinstance(values.get("trials"), dict):
+        del values["trials"]  # they were given by length, for other lengths
+    for override in overrides:
+        values = overridden(values, override)
+    for name in (*TASK_OPTIONS[task], "trials", "seed", "haystack"):
+        if given[name] is not None:
+            values[name] = given[name]
+    if (first := TASK_OPTIONS[task][0]) not in values:
+        raise click.UsageError(f"give --{first}; there is no recipe of a run to take them from")
+    return read_task(task, values, f"--task {task}")
+
+
+def _training_of(model: str) -> Path | None:
+    """Return the folder of the training that made a model, or None."""
+    folder = Path(model).resolve().parent
+    return folder if (folder / "training.json").exists() else None
+
+
+def _run_of(model: str) -> Path | None:
+    """Return the run folder that a model lies in: its training's, or two above METHOD/seed-N."""
+    folder = _training_of(model)
+    around = [folder, *folder.parents[1:2]] if folder else []
+    return next((_relative(each) for each in around if (each / "recipe.yaml").exists()), None)
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _print_recipe(recipe: "Recipe", given: Mapping[str, Any]) -> None:
+    text = recipe.resolved()
+    if given["as_json"]:
+        from skipalign.yaml_tree import read_yaml
+
+        print_json(read_yaml(text.encode(), recipe.where))
+    else:
+        click.echo(visible(text), nl=False)
+
+
+# ------------------------------------------------------------------------------- the entry
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = cli.main(given, prog_name="skipalign", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        say(f"stopped; what is done stays - to go on: {shlex.join(['skipalign', *given])}")
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has gone; Python's own flush must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (SkipalignError, OSError) as error:
+        say(f"error: {error}")
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""YAML recipe -> typed, frozen settings -> trainings: the only room that reads YAML files.
+
+A recipe names a base, data, a RoPE extension, a strategy and a `trainer:` block. With `methods:`
+it holds several trainings, once for every seed:
+
+    base: tiny
+    data: tiny
+    rope: {type: ntk, factor: 64}
+    trainer: {max_steps: 300}
+    seeds: [0, 1, 2]
+    methods:
+      normal: {strategy: contiguous}
+      skipalign: {strategy: {name: skipalign, max_position: 8192}}
+
+A method replaces what it gives. Mappings are merged key by key instead, unless the method's own
+says what it is (a base's `path`, a strategy's or key bias's `name`, a rope's `type`).
+
+Paths are looked up from the working directory first, then from the recipe's folder; what is found
+in neither stays as it is, a hub id.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skipalign import tiny
+from skipalign.errors import RecipeError
+from skipalign.evaluation.needle import NeedleSettings
+from skipalign.evaluation.stretch import StretchSettings
+from skipalign.schema import TASKS, Settings, Shared, did_you_mean, plain, read, unknown_key
+from skipalign.yaml_tree import (
+    merged,
+    overridden,
+    read_yaml,
+    shown,
+    spelled_out,
+    unused,
+    write_yaml,
+)
+
+if TYPE_CHECKING:
+    from skipalign.study import Training
+
+EMBEDDED = "tiny"
+_LARGEST = 2**20  # bytes of a recipe
+_METHOD_NAME = re.compile("[a-z0-9][a-z0-9-]*")
+_RUN_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A recipe with all its defaults, and every method with all that it inherits.
+
+    Args:
+        where: the file, for messages.
+        name: of the run folder.
+        seeds: of the trainings.
+        methods: at least one, by name.
+        several: whether the recipe lists methods, rather than being one.
+        needle: the needle grid to evaluate, or None.
+        stretch: the stretch probe to evaluate, or None.
+    """
+
+    where: str
+    name: str
+    seeds: tuple[int, ...]
+    methods: Mapping[str, Settings]
+    several: bool
+    needle: NeedleSettings | None = None
+    stretch: StretchSettings | None = None
+
+    def seeds_of(self, method: str) -> tuple[int, ...]:
+        """Return the seeds that a method is run with: one where nothing is trained."""
+        return self.seeds if self.methods[method].train else self.seeds[:1]
+
+    def resolved(self) -> str:
+        """Return the recipe as YAML, defaults included; it reads as this same recipe."""
+        methods = {name: plain(settings) for name, settings in self.methods.items()}
+        first = next(iter(methods.values()))
+        common = {
+            key: value
+            for key, value in first.items()
+            if all(each[key] == value for each in methods.values())
+        }
+        tasks = {name: plain(task) for name, task in self._tasks().items()}
+        tree = {"name": self.name, **common, "evaluation": tasks, "seeds": list(self.seeds)}
+        if self.several:
+            tree["methods"] = {
+                name: {key: value for key, value in each.items() if key not in common}
+                for name, each in methods.items()
+            }
+        return write_yaml(_portable(tree))
+
+    def trainings(self) -> "tuple[Training, ...]":
+        """Return one training for every method and seed.
+
+        Raises:
+            RecipeError: a `trainer:` key that is unknown or not the recipe's to set.
+        """
+        pairs = [(method, seed) for method in self.methods for seed in self.seeds_of(method)]
+        return tuple(self._training(method, seed, len(pairs) == 1) for method, seed in pairs)
+
+    def _training(self, method: str, seed: int, alone: bool) -> "Training":
+        from skipalign import study
+
+        settings = self.methods[method]
+        inside = f"methods.{method}." if self.several else ""
+        _check_trainer(settings.trainer, f"{self.where}: {inside}trainer")
+        # The template takes in evaluation what it takes in training, unless the task says else.
+        tasks = {
+            name: task
+            if task.template_kwargs
+            else dataclasses.replace(task, template_kwargs=settings.template_kwargs)
+            for name, task in self._tasks().items()
+        }
+        return study.Training(
+            method=method,
+            seed=seed,
+            directory="" if alone else f"{method}/seed-{seed}",
+            base=study.Base(**settings.base.model_dump()),
+            sources=settings.sources,
+            strategies=settings.strategies,
+            rope=settings.rope,
+            key_bias=settings.key_bias,
+            trainer=settings.trainer,
+            template_kwargs=settings.template_kwargs,
+            train=settings.train,
+            **tasks,
+        )
+
+    def _tasks(self) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in TASKS}
+        return {name: task for name, task in found.items() if task is not None}
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, or a packaged recipe by its name, such as `tiny`.
+
+    Args:
+        source: path, or name of a packaged recipe where there is no such file.
+        overrides: `a.b=value`, the value as YAML; a number chooses from a list, as in
+            `data.0.max_tokens=512`. They change the recipe's own keys, which a method may
+            replace; `methods.NAME.a=value` changes a method's.
+
+    Raises:
+        RecipeError: names the file, the key path, what was found and what is required.
+    """
+    path = _recipe_file(source)
+    where = str(source)
+    tree = read_yaml(_text_of(path, where), where)
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{where}: holds {shown(tree)}; a recipe is a mapping, as in base: tiny")
+    tree = spelled_out(tree)
+    for override in overrides:
+        tree = spelled_out(overridden(tree, override))
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")
+    tree.setdefault("name", stem or "recipe")
+    return _recipe(_with_paths(tree, path.parent), where)
+
+
+def _text_of(path: Path, where: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise RecipeError(f"{where}: cannot be read ({error.strerror}); give a file") from None
+    if len(text) > _LARGEST:
+        raise RecipeError(f"{where}: has over {_LARGEST:,} bytes, as no recipe does; give another")
+    return text
+
+
+def _recipe(tree: dict[str, Any], where: str) -> Recipe:
+    """Part the tree into what is shared and what methods decide, and read both."""
+    known = {**Shared.model_fields, **Settings.model_fields}
+    for key in tree:
+        if key not in known:
+            raise RecipeError(f"{where}: {key}: {unknown_key(str(key), known)}")
+    own = {key: value for key, value in tree.items() if key in Settings.model_fields}
+    rest = {key: value for key, value in tree.items() if key not in own}
+    shared: Shared = read(Shared, rest, where)
+    _check_shared(shared, where)
+    dead = unused(own, list(shared.methods.values())) if shared.methods else None
+    if dead is not None:
+        raise RecipeError(
+            f"{where}: {dead}: every method has its own, so this one is not used; remove it, or "
+            f"change methods.NAME.{dead}"
+        )
+    methods: dict[str, Settings] = {}
+    for name, given in (shared.methods or {"": {}}).items():
+        prefixes = dict.fromkeys(given, f"methods.{name}.")
+        settings: Settings = read(Settings, merged(own, given), where, prefixes)
+        methods[name or _name_of(settings)] = settings
+    return Recipe(
+        where=where,
+        name=shared.name,
+        seeds=shared.seeds or (shared.seed or 0,),
+        methods=methods,
+        several=shared.methods is not None,
+        needle=shared.evaluation.needle,
+        stretch=shared.evaluation.stretch,
+    )
+
+
+def _check_shared(shared: Shared, where: str) -> None:
+    if not _RUN_NAME.fullmatch(shared.name):
+        raise RecipeError(
+            f"{where}: name: is {shared.name!r}; it names the run folder and must be letters, "
+            "digits, '.', '_' and '-', the first a letter or digit"
+        )
+    for name, given in (shared.methods or {}).items():
+        if not _METHOD_NAME.fullmatch(name):
+            raise RecipeError(
+                f"{where}: methods: {name!r} names a folder and must be small letters, digits "
+                "and '-'; rename it"
+            )
+        for key in given.keys() & Shared.model_fields.keys():
+            raise RecipeError(f"{where}: methods.{name}.{key}: is one for all methods; move it up")
+    if shared.seed is not None and shared.seeds is not None:
+        raise RecipeError(f"{where}: both seed and seeds are given; keep one of them")
+    seeds = shared.seeds or ()
+    if len(set(seeds)) < len(seeds):
+        raise RecipeError(f"{where}: seeds: {list(seeds)} has one twice; remove it")
+
+
+def _name_of(settings: Settings) -> str:
+    """Return what a recipe without methods is called in tables."""
+    if not settings.train:
+        return "base"
+    names = dict.fromkeys(strategy.name for strategy in settings.strategies.values())
+    words = ["normal" if name == "contiguous" else name for name in names]
+    return "-".join([*words, *(["bias"] if settings.key_bias else [])])
+
+
+def _check_trainer(trainer: Mapping[str, Any], where: str) -> None:
+    """Refuse the keys of `trainer:` that cannot be passed on; training checks the values."""
+    from skipalign.training import OWNED, TrainingArguments
+
+    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    for key in trainer:
+        if key in OWNED:
+            raise RecipeError(f"{where}.{key}: not yours to set, {OWNED[key]}; remove the line")
+        if key not in known:
+            nearest = did_you_mean(key, [name for name in known if name not in OWNED])
+            raise RecipeError(
+                f"{where}.{key}: transformers' TrainingArguments has no such key; {nearest}"
+                "its documentation lists them"
+            )
+
+
+# ------------------------------------------------------------------------------- paths
+
+
+def _with_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the tree with the paths of base, data and haystacks found, in methods too."""
+    found = dict(tree)
+    if isinstance(base := found.get("base"), dict):
+        found["base"] = _with_path(base, "path", folder, tiny.BASE)
+    if isinstance(data := found.get("data"), list):
+        found["data"] = [_with_path(each, "path", folder, tiny.CONVERSATIONS) for each in data]
+    if isinstance(tasks := found.get("evaluation"), dict):
+        found["evaluation"] = {
+            name: _with_path(task, "haystack", folder) for name, task in tasks.items()
+        }
+    if isinstance(methods := found.get("methods"), dict):
+        found["methods"] = {
+            name: _with_paths(given, folder) if isinstance(given, dict) else given
+            for name, given in methods.items()
+        }
+    return found
+
+
+def _with_path(node: Any, key: str, folder: Path, embedded: Path | None = None) -> Any:
+    if not isinstance(node, dict) or not isinstance(path := node.get(key), str):
+        return node
+    if path == EMBEDDED and embedded is not None:
+        return {**node, key: str(embedded)}
+    try:
+        local = Path(path).expanduser()
+        beside = folder / local
+        moved = not local.exists() and beside.exists()
+    except (OSError, RuntimeError, ValueError):  # no path here; the room that reads it says so
+        return node
+    return {**node, key: str(beside)} if moved else node
+
+
+def _portable(value: Any) -> Any:
+    """Return a tree in which the embedded files are named, not placed."""
+    if isinstance(value, dict):
+        return {key: _portable(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_portable(each) for each in value]
+    return EMBEDDED if value in (str(tiny.BASE), str(tiny.CONVERSATIONS)) else value
+
+
+def _recipe_file(source: str | Path) -> Path:
+    """Return the file, or the packaged recipe of that name where there is none."""
+    try:
+        path = Path(source).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RecipeError(f"{source}: no path ({error}); give a recipe in YAML") from None
+    if path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml"):
+        packaged = packaged_recipes()
+        if path.stem in packaged:
+            return packaged[path.stem]
+        known = ", ".join(packaged) or "none"
+        raise RecipeError(f"{source}: no such file, nor a packaged recipe (known: {known})")
+    raise RecipeError(f"{source}: no such file; give a recipe in YAML")
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Return the recipes that come with skipalign, by name."""
+    inside = Path(str(resources.files("skipalign"))) / "recipes"
+    # A wheel holds them inside the package; in a checkout they lie at its root.
+    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

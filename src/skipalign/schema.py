@@ -1,0 +1,267 @@
+"""A recipe's plain tree -> typed, frozen settings; every mistake named with its key path.
+
+The strategies, key biases, RoPE extensions and tasks are those of their rooms: their schemas are
+made from the fields of their dataclasses, so a new one there is a new one here.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union, cast
+from typing import get_type_hints as hints_of
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from skipalign.errors import RecipeError
+from skipalign.evaluation.needle import NeedleSettings
+from skipalign.evaluation.stretch import StretchSettings
+from skipalign.positions import KEY_BIASES, STRATEGIES, KeyBias, Strategy
+from skipalign.prepare import Source
+from skipalign.rope import ROPE_EXTENSIONS, NoExtension, RopeExtension
+from skipalign.yaml_tree import shown
+
+TASKS: dict[str, type[Any]] = {"needle": NeedleSettings, "stretch": StretchSettings}
+
+
+class _Strict(BaseModel):
+    """A mapping of known keys; for another one the nearest is named."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, value: Any) -> Any:
+        for key in cast(dict[Any, Any], value) if isinstance(value, dict) else ():
+            if key not in cls.model_fields:
+                found = unknown_key(str(key), cls.model_fields)
+                raise PydanticCustomError("unknown_key", "{found}", {"key": key, "found": found})
+        return value
+
+
+class _Mirror(_Strict):
+    """The fields of another room's dataclass, read from YAML; `built` is that dataclass."""
+
+    target: ClassVar[type[Any]]
+
+    @property
+    def built(self) -> Any:
+        names = [field.name for field in dataclasses.fields(self.target)]
+        return self.target(**{name: getattr(self, name) for name in names})
+
+    @model_validator(mode="after")
+    def _accept(self) -> Self:
+        _ = self.built  # its own checks raise RecipeError, which then names this place
+        return self
+
+
+def _mirror(target: type[Any], tag: str | None = None, **more: Any) -> type[_Mirror]:
+    """Return the schema of a dataclass; `tag` is the key that holds its word in a recipe."""
+    hints = hints_of(target)
+    fields: dict[str, Any] = {}
+    if tag is not None:
+        fields[tag] = (Literal[getattr(target, tag)], ...)
+    for field in dataclasses.fields(target):
+        default = ... if field.default is dataclasses.MISSING else field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = Field(default_factory=field.default_factory)
+        fields[field.name] = (hints[field.name], default)
+    model = create_model(target.__name__, __base__=_Mirror, **fields, **more)
+    model.target = target
+    return model
+
+
+def _built(model: Any) -> Any:
+    return model.built
+
+
+def _one_of(registry: Mapping[str, type[Any]], tag: str) -> Any:
+    """Return the discriminated union of a registry; what it reads is the dataclass itself."""
+    models = tuple(_mirror(each, tag) for each in registry.values())
+    return Annotated[Union[models], Field(discriminator=tag), AfterValidator(_built)]  # noqa: UP007
+
+
+if TYPE_CHECKING:
+    _Strategy = Strategy
+    _KeyBias = KeyBias
+    _Rope = RopeExtension
+    _Data = Any
+    _Needle = NeedleSettings
+    _Stretch = StretchSettings
+else:
+    _Strategy = _one_of(STRATEGIES, "name")
+    _KeyBias = _one_of(KEY_BIASES, "name")
+    _Rope = _one_of(ROPE_EXTENSIONS, "type")
+    _Data = _mirror(Source, strategy=(_Strategy | None, None))
+    _Needle = Annotated[_mirror(NeedleSettings), AfterValidator(_built)]
+    _Stretch = Annotated[_mirror(StretchSettings), AfterValidator(_built)]
+
+
+class Base(_Strict):
+    """The checkpoint to start from. `path`: `tiny`, a local folder, or a hub id."""
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: str = "sdpa"
+
+
+class Settings(_Strict):
+    """What one method decides."""
+
+    base: Base
+    data: tuple[_Data, ...] = Field(min_length=1)
+    rope: _Rope = NoExtension()
+    strategy: _Strategy | None = None
+    key_bias: _KeyBias | None = None
+    trainer: dict[str, Any] = {}
+    template_kwargs: dict[str, Any] = {}
+    train: bool = True
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        names = [source.name for source in self.data]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two sources of data are named {twice!r}; give each its own name")
+        if self.strategy is None and any(source.strategy is None for source in self.data):
+            raise ValueError(
+                "strategy is missing; name one, such as strategy: {name: skipalign, "
+                "max_position: 16384}, or strategy: contiguous for normal fine-tuning"
+            )
+        return self
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return tuple(source.built for source in self.data)
+
+    @property
+    def strategies(self) -> dict[str, Strategy]:
+        """The position strategy of every source, by its name."""
+        found = {source.name: source.strategy or self.strategy for source in self.data}
+        return cast(dict[str, Strategy], found)
+
+
+class Evaluation(_Strict):
+    """The tasks that trained models are evaluated in."""
+
+    needle: _Needle | None = None
+    stretch: _Stretch | None = None
+
+
+class Shared(_Strict):
+    """What is one for all methods; `methods` are what each of them overrides, still plain."""
+
+    name: str
+    seed: int | None = Field(default=None, ge=0)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
+    evaluation: Evaluation = Evaluation()
+    methods: dict[str, dict[str, Any]] | None = Field(default=None, min_length=1)
+
+
+def read_task(task: str, values: Mapping[str, Any], where: str) -> Any:
+    """Return the settings of an evaluation task from plain values.
+
+    Raises:
+        RecipeError: an unknown key or a value that cannot be used.
+    """
+    return read(_mirror(TASKS[task]), dict(values), where).built
+
+
+def plain(value: Any) -> Any:
+    """Return settings as YAML holds them, so that they read as the same settings."""
+    if isinstance(value, BaseModel):
+        return {name: plain(getattr(value, name)) for name in type(value).model_fields}
+    if dataclasses.is_dataclass(value):
+        fields = [field.name for field in dataclasses.fields(value)]
+        tags = [tag for tag in ("name", "type") if hasattr(value, tag) and tag not in fields]
+        return {name: plain(getattr(value, name)) for name in (*tags, *fields)}
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+# ------------------------------------------------------------------------------- messages
+
+
+def read(model: type[Any], tree: Any, where: str, prefixes: Mapping[str, str] | None = None) -> Any:
+    """Return `tree` as `model`.
+
+    Args:
+        model: a class of this room.
+        tree: plain data.
+        where: the file, for messages.
+        prefixes: what stands before a first key in the file, where the tree was merged.
+
+    Raises:
+        RecipeError: the first mistake, with file and key path.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        # A mistyped key is also a missing one, and the first says more; of the alternatives of a
+        # value the one that was understood furthest.
+        found = [(each, _key_path(each, tree)) for each in error.errors()]
+        first, path = min(found, key=lambda one: (one[0]["type"] != "unknown_key", -len(one[1])))
+        start = (prefixes or {}).get(path[0], "") if path else ""
+        place = f"{start}{'.'.join(path)}: " if path else ""
+        raise RecipeError(f"{where}: {place}{_problem(first)}") from None
+
+
+def _key_path(error: ErrorDetails, tree: Any) -> list[str]:
+    """Return the keys as they stand in the file, without pydantic's names of alternatives."""
+    path: list[str] = []
+    node = tree
+    for step in error["loc"]:
+        children = dict(enumerate(node)) if isinstance(node, (list, tuple)) else node
+        if isinstance(children, dict) and step in children:
+            path.append(str(step))
+            node = cast(Any, children[step])
+    if error["type"] == "missing":
+        path.append(str(error["loc"][-1]))
+    if error["type"] == "unknown_key":
+        path.append(str(error.get("ctx", {})["key"]))
+    return path
+
+
+def _problem(error: ErrorDetails) -> str:
+    """Return what was found and what is required."""
+    context = error.get("ctx", {})
+    match error["type"]:
+        case "unknown_key":
+            return str(context["found"])
+        case "missing":
+            return "is missing; it is required"
+        case "union_tag_invalid":
+            names = re.findall("'([^']*)'", context["expected_tags"])
+            tag = str(context["tag"])
+            return f"{tag!r} is unknown; {did_you_mean(tag, names)}known: {', '.join(names)}"
+        case "union_tag_not_found":
+            return f"does not say which it is; give its {context['discriminator'].strip(chr(39))}"
+        case "value_error":
+            return str(context["error"])
+        case _:
+            required = error["msg"].replace("Input should", "it should")
+            required = required.replace("dictionary", "mapping").replace("tuple", "list")
+            return f"is {shown(error['input'])}; {required[:1].lower()}{required[1:]}"
+
+
+def unknown_key(found: str, known: Iterable[str]) -> str:
+    """Return the message for a key that is none of `known`."""
+    known = list(known)
+    return f"no such key; {did_you_mean(found, known)}known: {', '.join(known)}"
+
+
+def did_you_mean(found: str, known: Sequence[str]) -> str:
+    """Return a question with the nearest of `known`, or nothing where none is near."""
+    nearest = get_close_matches(found, known, n=1)
+    return f"did you mean {nearest[0]!r}? " if nearest else ""

@@ -1,0 +1,119 @@
+"""What a terminal is given: harmless text, JSON, counts, scores, the last line.
+
+Results go to stdout, all else to stderr. rich is imported where a console or a bar is asked for.
+"""
+
+import json
+import os
+import unicodedata
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from skipalign.progress import Progress
+
+# Controls, marks that turn the direction of text, lone surrogates, other separators of lines.
+_ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def visible(text: str, encoding: str = "utf-8") -> str:
+    r"""Return text that a terminal shows as it is: what would steer it is written out, as \x1b.
+
+    Line ends and tabs stay. What `encoding` cannot hold is written out as well.
+    """
+    shown = "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) not in _ESCAPED
+        else _written_out(character)
+        for character in text
+    )
+    try:
+        return shown.encode(encoding, "backslashreplace").decode(encoding)
+    except LookupError:
+        return shown.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _written_out(character: str) -> str:
+    code = ord(character)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def hush(*, verbose: bool) -> None:
+    """Silence the libraries, whose warnings are meant for programmers, unless `verbose`."""
+    if verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info")
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore")
+
+
+def console() -> "Console":
+    """Return a console on stdout."""
+    from rich.console import Console
+
+    return Console()
+
+
+def progress_for(*, quiet: bool) -> "Progress":
+    """Return bars on stderr, or silence."""
+    from skipalign.progress import Silent, Terminal
+
+    return Silent() if quiet else Terminal()
+
+
+def say(message: str) -> None:
+    """Print one line on stderr."""
+    click.echo(visible(" ".join(message.split())), err=True)
+
+
+def last_line(made: str, following: str, *, as_json: bool) -> None:
+    """Print what was made and the next command; beside JSON it goes to stderr."""
+    click.echo(visible(f"{made}; next: {following}"), err=as_json)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON in ASCII: nothing in a model's or a data set's text can steer a terminal."""
+    click.echo(json.dumps(value, indent=1))
+
+
+def print_accounting(accounting: Mapping[str, Any]) -> None:
+    """Print what became of the rows of every source: used, rejected, dropped, by reason."""
+    for name, counts in accounting["sources"].items():
+        lost = {kind: sum(counts[kind].values()) for kind in ("rejected", "dropped")}
+        click.echo(
+            f"{visible(name)}: {counts['rows_read']:,} rows read = {counts['used']:,} used"
+            f" + {lost['rejected']:,} rejected + {lost['dropped']:,} dropped; "
+            f"{counts['examples']:,} samples, {counts['tokens']:,} tokens, "
+            f"{counts['trained_tokens']:,} trained"
+        )
+        for kind in ("rejected", "dropped", "notes"):
+            for reason, number in sorted(counts[kind].items()):
+                click.echo(f"  {kind}: {visible(reason)} {number:,}")
+
+
+def print_seconds(seconds: Mapping[str, float]) -> None:
+    """Print the time by stage."""
+    stages = ", ".join(f"{stage} {spent:,.0f} s" for stage, spent in seconds.items())
+    click.echo(f"time: {stages}; together {sum(seconds.values()):,.0f} s")
+
+
+def print_cells(results: Mapping[str, Any]) -> None:
+    """Print the accuracy of a task with its interval, by context length or by distance."""
+    from skipalign.evaluation.needle import by_length
+
+    is_needle = results["task"] == "needle"
+    name = "context_length" if is_needle else "distance"
+    for cell in by_length(results) if is_needle else results["cells"]:
+        click.echo(
+            f"{name} {cell[name]:>9,}: {cell['mean']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}], "
+            f"{cell['correct']} of {cell['n']}"
+        )

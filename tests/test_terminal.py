@@ -1,0 +1,118 @@
+"""What reaches a terminal is harmless, and goes where it belongs."""
+
+import json
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skipalign.progress import Silent, Terminal
+from skipalign.terminal import (
+    last_line,
+    print_accounting,
+    print_cells,
+    print_json,
+    print_seconds,
+    progress_for,
+    say,
+    visible,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("a\x07b\rc", r"a\x07b\x0dc"),
+        ("\u202eabc\u2066", r"\u202eabc\u2066"),
+        ("\u200b\u2028\ufeff", r"\u200b\u2028\ufeff"),
+        ("\x9b31m", r"\x9b31m"),
+        ("\U000e0041", r"\U000e0041"),
+        ("\ud800", r"\ud800"),
+        ("plain ä 漢 🙂\n\tnext", "plain ä 漢 🙂\n\tnext"),
+    ],
+    ids=ascii,
+)
+def test_what_would_steer_a_terminal_is_written_out(text: str, shown: str):
+    assert visible(text) == shown
+
+
+def test_what_the_terminal_cannot_hold_is_written_out():
+    assert visible("ä⟨🙂", "ascii") == r"\xe4\u27e8\U0001f642"
+    assert visible("ä⟨", "latin-1") == "ä\\u27e8"
+    assert visible("ä", "no-such-encoding") == r"\xe4"
+
+
+@given(st.text(alphabet=st.characters()))
+def test_nothing_shown_is_a_control_or_a_mark_of_direction(text: str):
+    for character in visible(text):
+        assert (
+            character in "\n\t"
+            or unicodedata.category(character)[0] != "C"
+            or (unicodedata.category(character) in ("Cn", "Co"))
+        )
+
+
+def test_errors_are_one_harmless_line_on_stderr(capsys: pytest.CaptureFixture[str]):
+    say("error: row\nsays \x1b[2J")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "error: row says \\x1b[2J\n"
+
+
+def test_the_last_line_leaves_json_alone(capsys: pytest.CaptureFixture[str]):
+    print_json({"text": "\x1b ä"})
+    last_line("made x", "skipalign report x", as_json=True)
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"text": "\x1b ä"}
+    assert captured.out.isascii()
+    assert "\x1b" not in captured.out
+    assert captured.err == "made x; next: skipalign report x\n"
+    last_line("made x", "skipalign report x", as_json=False)
+    assert capsys.readouterr().out == "made x; next: skipalign report x\n"
+
+
+def test_every_row_is_in_the_printed_accounting(capsys: pytest.CaptureFixture[str]):
+    counts = {
+        "rows_read": 1010,
+        "used": 1000,
+        "rejected": {"not_json": 3, "wrong_role": 2},
+        "dropped": {"too_long": 5},
+        "notes": {"middle_cut": 4},
+        "examples": 1003,
+        "tokens": 50_000,
+        "trained_tokens": 9_000,
+    }
+    print_accounting({"sources": {"ch\x1bats": counts}, "total": counts})
+    first, *reasons = capsys.readouterr().out.splitlines()
+    assert first == (
+        "ch\\x1bats: 1,010 rows read = 1,000 used + 5 rejected + 5 dropped; "
+        "1,003 samples, 50,000 tokens, 9,000 trained"
+    )
+    assert [line.split() for line in reasons] == [
+        ["rejected:", "not_json", "3"],
+        ["rejected:", "wrong_role", "2"],
+        ["dropped:", "too_long", "5"],
+        ["notes:", "middle_cut", "4"],
+    ]
+
+
+def test_scores_are_printed_with_interval_and_n(capsys: pytest.CaptureFixture[str]):
+    cell = {"n": 4, "correct": 3, "mean": 0.75, "low": 0.3, "high": 0.95}
+    needle = [{**cell, "context_length": 64, "depth": depth} for depth in (0.0, 1.0)]
+    print_cells({"task": "needle", "cells": needle})
+    assert "64: 0.750" in (line := capsys.readouterr().out)
+    assert "6 of 8" in line
+    print_cells({"task": "stretch", "cells": [{**cell, "distance": 1024}]})
+    assert capsys.readouterr().out == "distance     1,024: 0.750 [0.300, 0.950], 3 of 4\n"
+
+
+def test_the_time_of_each_stage_and_of_all(capsys: pytest.CaptureFixture[str]):
+    print_seconds({"prepare": 1.4, "train": 100})
+    assert capsys.readouterr().out == "time: prepare 1 s, train 100 s; together 101 s\n"
+
+
+def test_quiet_is_silent():
+    assert isinstance(progress_for(quiet=True), Silent)
+    assert isinstance(progress_for(quiet=False), Terminal)
