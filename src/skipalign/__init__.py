@@ -1,3 +1,75 @@
-"""Teach a language model to use long contexts by fine-tuning on short conversations that skip."""
+"""Teach a language model to use long contexts by fine-tuning on short conversations that skip.
+
+The names below are imported when they are first used, so that `import skipalign` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from skipalign.batch import Collator, VisitDataset, VisitSampler
+    from skipalign.conversation import read_conversations
+    from skipalign.encoding import Encoder, Example, Segment
+    from skipalign.errors import SkipalignError
+    from skipalign.model import load_model, load_tokenizer, save_model
+    from skipalign.positions import (
+        Contiguous,
+        GapBias,
+        NoiseBias,
+        PermutedBias,
+        PoSE,
+        RandPos,
+        SkipAlign,
+        sample_rng,
+    )
+    from skipalign.prepare import ExampleFile, Source
+    from skipalign.training import train
+
+_HOMES = {
+    "batch": ("Collator", "VisitDataset", "VisitSampler"),
+    "conversation": ("read_conversations",),
+    "encoding": ("Encoder", "Example", "Segment"),
+    "errors": ("SkipalignError",),
+    "model": ("load_model", "load_tokenizer", "save_model"),
+    "positions": (
+        *("Contiguous", "SkipAlign", "PoSE", "RandPos"),
+        *("GapBias", "PermutedBias", "NoiseBias", "sample_rng"),
+    ),
+    "prepare": ("ExampleFile", "Source"),
+    "training": ("train",),
+}
+_HOME_OF = {name: room for room, names in _HOMES.items() for name in names}
+__all__ = [
+    "Collator",
+    "Contiguous",
+    "Encoder",
+    "Example",
+    "ExampleFile",
+    "GapBias",
+    "NoiseBias",
+    "PermutedBias",
+    "PoSE",
+    "RandPos",
+    "Segment",
+    "SkipAlign",
+    "SkipalignError",
+    "Source",
+    "VisitDataset",
+    "VisitSampler",
+    "__version__",
+    "load_model",
+    "load_tokenizer",
+    "read_conversations",
+    "sample_rng",
+    "save_model",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'skipalign' has no attribute {name!r}")
+    return getattr(import_module(f"skipalign.{_HOME_OF[name]}"), name)
