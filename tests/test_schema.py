@@ -121,6 +121,7 @@ def test_settings_are_frozen():
         ({"data": ["a/x.jsonl", "b/x.jsonl"]}, "two sources", "'x'"),
         ({"data": {"path": "a", "weigth": 1}}, "data.0.weigth: no such key", "'weight'"),
         ({"strategy": None}, "strategy is missing", "contiguous"),
+        ({"data": {"path": "a", "weight": 0}}, "data: the weight of 'a' is 0", "above 0"),
         ({"train": "perhaps"}, "train: is 'perhaps'", "boolean"),
         ({"trainer": [1]}, "trainer: is a list", "mapping"),
         ({"stratgy": 1}, "stratgy: no such key", "'strategy'"),
@@ -143,7 +144,7 @@ def test_tasks_are_read_as_their_settings():
     assert found == NeedleSettings(lengths=(64, 128), trials={64: 3, 128: 2}, depths=3)
     with pytest.raises(RecipeError, match=r"r: lenghts: no such key; did you mean 'lengths'\?"):
         read_task("needle", {"lenghts": [64]}, "r")
-    with pytest.raises(RecipeError, match=r"must hold \{key\}"):
+    with pytest.raises(RecipeError, match=r"^r: .*must hold \{key\}"):
         read_task("needle", {"lengths": [64], "question": "Who?"}, "r")
 
 

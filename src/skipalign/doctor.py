@@ -178,7 +178,7 @@ def attention() -> list[dict[str, Any]]:
         {
             "name": "flash_attention_2",
             "available": flash,
-            "note": "takes no key bias" if flash else OPTIONAL["flash-attn"][1],
+            "note": "takes no key bias" if flash else "needs flash-attn, see below",
         },
     ]
 
@@ -225,7 +225,8 @@ def show(report: Mapping[str, Any], console: "Console") -> None:
     def line(mark: str, words: str, style: str = "") -> None:
         console.print(Text(f"{mark:>8}  {words}"), style=style, highlight=False, overflow="fold")
 
-    line("", f"skipalign {report['skipalign']}, Python {report['python']}, {report['system']}")
+    console.print(Text(f"skipalign {report['skipalign']}, Python {report['python']}"))
+    console.print(Text(str(report["system"])), overflow="fold")
     for each in report["required"]:
         state = "ok" if not each["problem"] else "MISSING"
         line(state, f"{each['name']} {each['version'] or ''}".rstrip())

@@ -133,6 +133,12 @@ class Settings(_Strict):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two sources of data are named {twice!r}; give each its own name")
+        for source in self.data:
+            if source.weight is not None and source.weight <= 0:
+                raise ValueError(
+                    f"data: the weight of {source.name!r} is {source.weight:g}; it is a share of "
+                    "the tokens and must be above 0 - remove the source instead"
+                )
         if self.strategy is None and any(source.strategy is None for source in self.data):
             raise ValueError(
                 "strategy is missing; name one, such as strategy: {name: skipalign, "
