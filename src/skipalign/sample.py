@@ -96,30 +96,39 @@ def draw_sample(
 
     if index < 0 or epoch < 0:
         raise RecipeError(f"index is {index}, epoch {epoch}; both count from 0")
-    num_rows_lost = 0
-    samples = 0
+    example, place, notes, num_skipped_rows = _find(sources, tokenizer, index, template_kwargs)
+    collator = Collator(strategies, seed=seed, pad_token_id=0, key_bias=key_bias)
+    placed = collator.place(Visit(example, epoch))
+    return Sample(
+        example,
+        place,
+        notes,
+        num_skipped_rows,
+        placed.position_ids,
+        placed.key_bias,
+        strategies[example.source],
+        index,
+        seed,
+        epoch,
+    )
+
+
+def _find(
+    sources: Sequence[Source],
+    tokenizer: Any,
+    index: int,
+    template_kwargs: Mapping[str, Any] | None,
+) -> tuple[Example, Place, Mapping[str, int], int]:
+    """Return sample `index`, its place and notes, and how many rows before it have none."""
+    num_rows_lost = num_samples = 0
     for place, examples, notes in _rows(sources, tokenizer, template_kwargs):
-        if index < samples + len(examples):
-            example = examples[index - samples]
-            collator = Collator(strategies, seed=seed, pad_token_id=0, key_bias=key_bias)
-            placed = collator.place(Visit(example, epoch))
-            return Sample(
-                example,
-                place,
-                notes,
-                num_rows_lost,
-                placed.position_ids,
-                placed.key_bias,
-                strategies[example.source],
-                index,
-                seed,
-                epoch,
-            )
-        samples += len(examples)
+        if index < num_samples + len(examples):
+            return examples[index - num_samples], place, notes, num_rows_lost
+        num_samples += len(examples)
         num_rows_lost += not examples
     names = ", ".join(source.path for source in sources)
     raise DataError(
-        f"{names}: {samples} samples, and number {index} is asked for (they count from 0); "
+        f"{names}: {num_samples} samples, and number {index} is asked for (they count from 0); "
         f"{num_rows_lost} rows were rejected or dropped - `skipalign prepare` says why"
     )
 
