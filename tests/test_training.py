@@ -213,7 +213,9 @@ def whole(base: Path, data: ExampleFile, tmp_path_factory: pytest.TempPathFactor
     out = tmp_path_factory.mktemp("whole")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    fit(base, data, out, seed=4)
+    outcome = fit(base, data, out, seed=4)
+    counted = [outcome.tokens, outcome.trained_tokens, outcome.max_row_tokens]
+    (out / "counted.json").write_text(json.dumps(counted))
     torch.set_num_threads(before)
     return out
 
@@ -239,9 +241,11 @@ def test_a_stopped_run_ends_with_the_same_weights_to_the_bit(
     left = newest_checkpoint(tmp_path / "checkpoints")
     assert left is not None
     assert left.name == {"SIGKILL": "checkpoint-5", "SIGINT": "checkpoint-8"}[name]
-    fit(base, data, tmp_path, seed=4)
+    outcome = fit(base, data, tmp_path, seed=4)
     expected, found = weights(whole), weights(tmp_path)
     assert all(torch.equal(expected[part], found[part]) for part in expected)
+    counted = json.loads((whole / "counted.json").read_text())
+    assert [outcome.tokens, outcome.trained_tokens, outcome.max_row_tokens] == counted
     steps = [line["step"] for line in read_json_lines(tmp_path / "loss.jsonl")]
     assert steps == list(range(1, 13))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -33,6 +34,17 @@ class Silent:
     @contextmanager
     def bar(self, description: str, total: int | None) -> Generator[Bar]:  # noqa: ARG002
         yield _SilentBar()
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Report to another, with a label before every description."""
+
+    inner: Progress
+    label: str
+
+    def bar(self, description: str, total: int | None) -> AbstractContextManager[Bar]:
+        return self.inner.bar(f"{self.label} {description}", total)
 
 
 class Terminal:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from skipalign import coverage, report
+from skipalign import coverage, report, tiny
 from skipalign import prepare as prepare_room
 from skipalign.card import write_card
 from skipalign.encoding import DEFAULT_TEMPLATE
@@ -35,7 +35,7 @@ from skipalign.generation import TransformersGenerator
 from skipalign.model import load_model, load_tokenizer, save_model
 from skipalign.positions import KeyBias, Strategy
 from skipalign.prepare import ExampleFile, Source
-from skipalign.progress import Progress, Silent
+from skipalign.progress import Labelled, Progress, Silent
 from skipalign.rope import RopeExtension
 from skipalign.training import train as fine_tune
 
@@ -103,8 +103,8 @@ class Training:
         return {
             "method": self.method,
             "seed": self.seed,
-            "base": asdict(self.base),
-            "sources": [asdict(source) for source in self.sources],
+            "base": {**asdict(self.base), "path": _portable(self.base.path)},
+            "sources": [{**asdict(s), "path": _portable(s.path)} for s in self.sources],
             "strategies": strategies,
             "key_bias": {"name": bias.name, **asdict(bias)} if bias else None,  # type: ignore[call-overload]
             "rope": {"type": self.rope.type, **asdict(self.rope)},  # type: ignore[call-overload]
@@ -112,6 +112,11 @@ class Training:
             "template_kwargs": dict(self.template_kwargs),
             "train": self.train,
         }
+
+
+def _portable(path: str) -> str:
+    """Return `tiny` for what is embedded, so that settings say the same on every machine."""
+    return "tiny" if Path(path) in (tiny.BASE, tiny.CONVERSATIONS) else path
 
 
 def run(
@@ -130,8 +135,9 @@ def run(
     prepare(trainings, run_dir, progress)
     max_position = max(training.max_position for training in trainings)
     for order, training in enumerate(trainings):
-        train(training, run_dir, progress, order=order, coverage_range=max_position)
-        evaluate(training, run_dir, progress)
+        label = Labelled(progress, f"{training.method}, seed {training.seed}:")
+        train(training, run_dir, label, order=order, coverage_range=max_position)
+        evaluate(training, run_dir, label)
     page = report.write_report([run_dir])
     for training in trainings:
         if (run_dir / training.directory / "model").exists():

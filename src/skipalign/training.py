@@ -11,7 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,6 +65,21 @@ DEFAULTS: dict[str, Any] = {
 }
 BIAS_IMPLEMENTATIONS = ("eager", "sdpa")
 CHECKPOINT_MANIFEST = "skipalign_checkpoint.json"
+
+
+@dataclass
+class Counts:
+    """What this process has fed to the model, kept in checkpoints so that a resumed run goes on."""
+
+    tokens: int = 0
+    trained_tokens: int = 0
+    max_row_tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def spent(self) -> float:
+        """Seconds of training."""
+        return time.monotonic() - self.started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +166,7 @@ def train(
     )
     engine = _engine(model, args, examples, collator, weights or {})
     checkpoint = newest_checkpoint(Path(args.output_dir))
+    engine.counts = _counts_at(checkpoint)
     _keep_losses_until(out / "loss.jsonl", checkpoint)
     watch = _Watch(engine, out, _reach(strategies, examples), key_bias is not None)
     engine.add_callback(watch)
@@ -219,9 +235,7 @@ class SkipTrainer(Trainer):
     """transformers' Trainer with our sampler and masks; its checkpoints are whole or absent."""
 
     sampler: VisitSampler
-    tokens = 0
-    trained_tokens = 0
-    max_row_tokens = 0
+    counts: "Counts"
     _aside: Path | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> VisitSampler:
@@ -238,9 +252,10 @@ class SkipTrainer(Trainer):
         mask = batch["attention_mask"]
         # In a 4-D mask the last query sees every token of its row and no padding.
         seen = mask if mask.dim() == 2 else mask[:, 0, -1] > torch.finfo(mask.dtype).min
-        self.tokens += int(seen.sum())
-        self.trained_tokens += int((batch["labels"] != IGNORE_INDEX).sum())
-        self.max_row_tokens = max(self.max_row_tokens, batch["input_ids"].shape[1])
+        self.counts.tokens += int(seen.sum())
+        self.counts.trained_tokens += int((batch["labels"] != IGNORE_INDEX).sum())
+        longest = max(self.counts.max_row_tokens, batch["input_ids"].shape[1])
+        self.counts.max_row_tokens = longest
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._aside) if self._aside else super()._get_output_dir(trial)
@@ -260,7 +275,7 @@ class SkipTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if not self.args.should_save:
             return
-        _seal(aside / name)
+        _seal(aside / name, self.counts)
         shutil.rmtree(root / name, ignore_errors=True)
         os.replace(aside / name, root / name)
         rotate_checkpoints(
@@ -278,7 +293,6 @@ class _Watch(TrainerCallback):
         self.biased = biased
         self.bar: Bar | None = None
         self.interrupted = False
-        self.started = time.monotonic()
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -323,18 +337,18 @@ class _Watch(TrainerCallback):
                 "step": state.global_step,
                 "loss": float(logs["loss"]),
                 "learning_rate": float(logs["learning_rate"]),
-                "seconds": round(time.monotonic() - self.started, 3),
+                "seconds": round(self.trainer.counts.spent, 3),
             }
             append_json_line(self.out / "loss.jsonl", line)
 
     def outcome(self, trainer: SkipTrainer) -> Outcome:
-        """Return the figures of this process' part of the training."""
+        """Return the figures of the training, resumed parts included, as this process saw them."""
         return Outcome(
             steps=trainer.state.global_step,
-            seconds=time.monotonic() - self.started,
-            tokens=trainer.tokens,
-            trained_tokens=trainer.trained_tokens,
-            max_row_tokens=trainer.max_row_tokens,
+            seconds=trainer.counts.spent,
+            tokens=trainer.counts.tokens,
+            trained_tokens=trainer.counts.trained_tokens,
+            max_row_tokens=trainer.counts.max_row_tokens,
             interrupted=self.interrupted,
         )
 
@@ -369,9 +383,21 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in reversed(found) if _is_whole(path)), None)
 
 
-def _seal(folder: Path) -> None:
+def _seal(folder: Path, counts: Counts) -> None:
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-    write_json(folder / CHECKPOINT_MANIFEST, {"sizes": sizes})
+    kept = {name: value for name, value in asdict(counts).items() if name != "started"}
+    document = {"sizes": sizes, "counts": kept, "spent": counts.spent}
+    write_json(folder / CHECKPOINT_MANIFEST, document)
+
+
+def _counts_at(checkpoint: Path | None) -> Counts:
+    """Return what had been counted when `checkpoint` was written."""
+    if checkpoint is None:
+        return Counts()
+    found = read_json(checkpoint / CHECKPOINT_MANIFEST)
+    counts = Counts(**found["counts"])
+    counts.started -= found["spent"]
+    return counts
 
 
 def _is_whole(folder: Path) -> bool:
