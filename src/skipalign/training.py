@@ -24,6 +24,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from skipalign.batch import Batch, Collator, VisitDataset, VisitSampler
@@ -172,7 +173,7 @@ def train(
     engine.add_callback(watch)
     with _ctrl_c_stops(watch), (progress or Silent()).bar("train", None) as bar:
         watch.bar = bar
-        engine.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _train_from(engine, checkpoint)
     if not watch.interrupted and engine.is_world_process_zero():
         _save_final(engine, tokenizer, out / "model")
     return watch.outcome(engine)
@@ -201,6 +202,21 @@ def _engine(
         seed=collator.seed,
     )
     return engine
+
+
+def _train_from(engine: "SkipTrainer", checkpoint: Path | None) -> None:
+    """Train from `checkpoint` on; from the last one there is nothing left but to load it.
+
+    The Trainer would do one step more before it looks whether it has done them all.
+    """
+    if checkpoint is None:
+        engine.train()
+        return
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    if state.global_step < state.max_steps:
+        engine.train(resume_from_checkpoint=str(checkpoint))
+        return
+    engine.load(state, checkpoint)
 
 
 def refuse_layout(model: Any, key_bias: KeyBias | None) -> None:
@@ -237,6 +253,11 @@ class SkipTrainer(Trainer):
     sampler: VisitSampler
     counts: "Counts"
     _aside: Path | None = None
+
+    def load(self, state: TrainerState, checkpoint: Path) -> None:
+        """Take over the state and the weights of a checkpoint without training on."""
+        self.state = state
+        self._load_from_checkpoint(str(checkpoint))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> VisitSampler:
         return self.sampler
