@@ -236,7 +236,9 @@ def test_ctrl_c_says_how_to_go_on(run: Any, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_real_interrupt_ends_with_130():
     code = (
-        "import time\n"
+        # A job in the background is started with Ctrl-C ignored.
+        "import signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from skipalign import cli\n"
         "def wait(*_):\n    print('waiting', flush=True)\n    time.sleep(60)\n"
         "cli._load = wait\n"

@@ -95,7 +95,12 @@ plain = st.recursive(
 
 
 @settings(max_examples=80, deadline=None)
-@given(plain | st.sampled_from(["1e-4", "1e5", "no", "0x1", "1:30", "~", "a\n\nb ", "\n\n"]))
+@given(
+    plain
+    | st.sampled_from(
+        ["1e-4", "1e5", "no", "0x1", "1:30", "~", "a\n\nb ", "\n\n", {"\x85": "\u2028"}]
+    )
+)
 def test_what_is_written_reads_as_the_same(tree: object):
     assert read_yaml(write_yaml(tree).encode(), "r") == tree
 

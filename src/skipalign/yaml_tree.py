@@ -55,7 +55,8 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        quoted = '"' if "\n" in data else None
+        # Line ends of all kinds and control characters survive in double quotes alone.
+        quoted = None if data.isprintable() else '"'
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=quoted)
 
 

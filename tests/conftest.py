@@ -1,0 +1,9 @@
+"""Hypothesis draws the same examples in CI every time; elsewhere it goes on looking."""
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
