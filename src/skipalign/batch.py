@@ -9,7 +9,7 @@ Shape letters: B batch, T tokens of the longest sample, N examples.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -27,14 +27,12 @@ class Batch(TypedDict):
 
     `attention_mask` is 2-D (1 for a token, 0 for padding), or, with a key bias, 4-D and float:
     what is added to the attention logits of (query, key), causal order, padding and bias in one.
-    `source` is absent unless several sources are mixed.
     """
 
     input_ids: Int[Tensor, " B T"]
     labels: Int[Tensor, " B T"]
     position_ids: Int[Tensor, " B T"]
     attention_mask: Int[Tensor, " B T"] | Float[Tensor, " B 1 T T"]
-    source: NotRequired[list[str]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -180,8 +180,7 @@ def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     if parameters:
         config["rope_theta"] = parameters["rope_theta"]
         if parameters.get("rope_type", "default") != "default":
-            scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
-            config["rope_scaling"] = {**parameters, "type": scaling["rope_type"]}
+            config["rope_scaling"] = {**parameters, "type": parameters["rope_type"]}
     write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

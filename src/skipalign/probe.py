@@ -56,11 +56,7 @@ def probe(model: Any, *, max_position: int, with_key_bias: bool = False) -> dict
         {passed, attn_implementation, with_key_bias, checks: [{name, expected, change, threshold,
         passed}]}, changes in logits.
     """
-    vocab_size = (
-        model.get_input_embeddings().weight.shape[0]
-        if hasattr(model, "get_input_embeddings")
-        else model.module.get_input_embeddings().weight.shape[0]
-    )
+    vocab_size = getattr(model, "module", model).get_input_embeddings().weight.shape[0]
     rng = sample_rng(0, 0, "start-up probe")
     first = rng.integers(0, vocab_size, NUM_TOKENS)
     second = rng.integers(0, vocab_size, NUM_TOKENS - 4)
