@@ -24,9 +24,9 @@ conversation tokens template encoding prepare
 laws positions key_bias coverage rope packing logit_scale
 visits batch model probe checkpoints engine training
 generation reuse tiny
+evaluation.metrics evaluation evaluation.haystack evaluation.records evaluation.prompts
 evaluation.longbench_metrics evaluation.longbench_score evaluation.longbench_table
 evaluation.longbench_prompts
-evaluation.metrics evaluation evaluation.haystack evaluation.records evaluation.prompts
 evaluation.nested evaluation.trial_log
 evaluation.rouge_lsum evaluation.published evaluation.suites
 evaluation.needle evaluation.stretch evaluation.perplexity evaluation.longbench

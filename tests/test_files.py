@@ -10,6 +10,7 @@ from skipalign.files import (
     append_json_line,
     read_json,
     read_json_lines,
+    whole_lines,
     write_json,
     write_text,
     written_aside,
@@ -61,3 +62,13 @@ def test_half_a_last_line_is_no_line(tmp_path: Path):
     with path.open("a") as handle:
         handle.write('{"ste')
     assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_whole_lines_takes_half_a_last_line_off_the_file(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    assert whole_lines(path) == []
+    assert not path.exists()
+    path.write_bytes(b'{"a": 1}\n{"b"')
+    assert whole_lines(path) == [b'{"a": 1}']
+    append_json_line(path, {"c": 2})
+    assert whole_lines(path) == [b'{"a": 1}', b'{"c": 2}']

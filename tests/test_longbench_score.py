@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from skipalign.errors import DataError, RunError
+from skipalign.evaluation import thought_is_open
 from skipalign.evaluation.longbench_score import (
     BUCKETS,
     CATEGORIES,
@@ -19,7 +20,6 @@ from skipalign.evaluation.longbench_score import (
     score_folder,
     summary,
     task_draws,
-    thought_is_open,
 )
 
 STORED = Path(__file__).parent / "predictions"

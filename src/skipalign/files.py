@@ -69,6 +69,21 @@ def append_json_line(path: str | Path, value: dict[str, Any]) -> None:
         handle.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
 
 
+def whole_lines(path: str | Path) -> list[bytes]:
+    """Return the lines of a file that is appended to; half a last one is taken off the file.
+
+    A kill leaves half a line, and what is appended next would go on in it. An absent file has no
+    lines.
+    """
+    path = Path(path)
+    content = path.read_bytes() if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as handle:
+            handle.truncate(len(whole))
+    return whole.splitlines()
+
+
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     """Read what `append_json_line` wrote; an absent file has no lines, half a last line is none."""
     path = Path(path)

@@ -46,6 +46,11 @@ def graded(key: str, values: Sequence[str], answer: str) -> dict[str, Any]:
     }
 
 
+def thought_is_open(text: str) -> bool:
+    """Whether the last `<think>` of a text is not closed."""
+    return "<think>" in text.rpartition("</think>")[2]
+
+
 def scores(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the accuracy of graded trials with n and interval, and the secondary figures."""
     means = {name: round(float(np.mean([t[name] for t in trials])), 6) for name in SECONDARY}

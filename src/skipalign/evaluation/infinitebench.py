@@ -9,8 +9,6 @@ right, scores 0; the first value of math_calc counts for chat models too.
 
 import json
 import re
-import string
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from skipalign.errors import DataError, RecipeError
 from skipalign.evaluation import write_results
+from skipalign.evaluation.longbench_metrics import characters_zh, token_f1, words
 from skipalign.evaluation.published import field_of, published_prompts, read_rows, sha256_of
 from skipalign.evaluation.rouge_lsum import rouge_lsum
 from skipalign.evaluation.suites import (
@@ -227,41 +226,21 @@ def _steps(answer: str, target: Any) -> float:
     return (right.index(False) if False in right else len(right)) / len(values)
 
 
-def _f1(answer: Sequence[str], target: Sequence[str]) -> float:
-    num_same = (Counter(answer) & Counter(target)).total()
-    return 2 * num_same / (len(answer) + len(target)) if num_same else 0.0
-
-
 def _english_f1(answer: str, target: Any) -> float:
     texts = target if isinstance(target, list) else [target]
-    return max((_f1(_english(answer), _english(text)) for text in texts), default=0.0)
-
-
-def _english(text: str) -> list[str]:
-    text = "".join(each for each in text.lower() if each not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+    return max((token_f1(words(answer), words(text)) for text in texts), default=0.0)
 
 
 def _chinese_f1(answer: str, target: Any) -> float:
     texts = target if isinstance(target, list) else [target]
-    return max((_f1(_chinese(answer), _chinese(text)) for text in texts), default=0.0)
-
-
-def _chinese(text: str) -> list[str]:
-    marks = string.punctuation + _CHINESE_MARKS
-    return [each for each in text.lower() if each not in marks and not each.isspace()]
+    said = characters_zh(answer)
+    return max((token_f1(said, characters_zh(text)) for text in texts), default=0.0)
 
 
 def _summary(answer: str, target: Any) -> float:
     texts = target if isinstance(target, list) else [target]
     return max((rouge_lsum(answer, text) for text in texts), default=0.0)
 
-
-# The published list of marks, the same as LongBench's.
-_CHINESE_MARKS = (
-    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟"
-    "〰〾〿–—‘’‛“”„‟…‧﹏."
-)
 
 SCORES: dict[str, Callable[[str, Any], float]] = {
     "passkey": _first_number,

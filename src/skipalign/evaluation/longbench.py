@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skipalign.errors import DataError, RecipeError, RunError
+from skipalign.evaluation import thought_is_open
 from skipalign.evaluation.longbench_prompts import (
     DataFiles,
     PromptMaker,
@@ -23,8 +24,8 @@ from skipalign.evaluation.longbench_prompts import (
     default_limit,
     max_new_tokens,
 )
-from skipalign.evaluation.longbench_score import TASKS, TASKS_E, score_folder, thought_is_open
-from skipalign.files import SCHEMA_VERSION, read_json, write_json
+from skipalign.evaluation.longbench_score import TASKS, TASKS_E, score_folder
+from skipalign.files import SCHEMA_VERSION, read_json, whole_lines, write_json
 from skipalign.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -248,12 +249,7 @@ class Predictions:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ids: set[str] = set()
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):  # a kill leaves half a line
-            with path.open("r+b") as handle:
-                handle.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, line in enumerate(whole_lines(path), start=1):
             try:
                 self.ids.add(json.loads(line)["_id"])
             except (ValueError, KeyError, TypeError):

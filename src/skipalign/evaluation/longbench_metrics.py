@@ -92,8 +92,12 @@ def words(text: str) -> list[str]:
 
 def words_zh(text: str) -> list[str]:
     """Return jieba's words of a Chinese text without letter case, punctuation and white space."""
-    cleaned = ("".join(word.lower().translate(_NO_PUNCTUATION_ZH).split()) for word in cut(text))
-    return [word for word in cleaned if word]
+    return [word for word in map(characters_zh, cut(text)) if word]
+
+
+def characters_zh(text: str) -> str:
+    """Return a Chinese text without letter case, punctuation and white space."""
+    return "".join(text.lower().translate(_NO_PUNCTUATION_ZH).split())
 
 
 def cut(text: str) -> list[str]:

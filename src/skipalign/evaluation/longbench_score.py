@@ -4,7 +4,6 @@ A folder holds one TASK.jsonl for each task, in the official fields. No model is
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from skipalign.errors import DataError, RunError
+from skipalign.evaluation import thought_is_open
 from skipalign.evaluation.longbench_metrics import JIEBA_VERSION, counted_part, metric_of
 
 # Scores of unlike protocols never stand in one table.
@@ -278,11 +278,6 @@ def _prediction(row: Any, place: str) -> Prediction:
 
 def _is_list(value: Any, kinds: tuple[type, ...]) -> bool:
     return isinstance(value, list) and all(isinstance(each, kinds) for each in value)
-
-
-def thought_is_open(text: str) -> bool:
-    """Whether the last `<think>` of a text is not closed."""
-    return re.search(r"<think>(?!.*</think>)(?!.*<think>)", text, re.DOTALL) is not None
 
 
 # --------------------------------------------------------------------------------- means

@@ -17,6 +17,7 @@ from jaxtyping import Int
 
 from skipalign.conversation import Message
 from skipalign.errors import DataError, ModelError, RecipeError
+from skipalign.evaluation import thought_is_open
 from skipalign.evaluation.metrics import bootstrap_nested, share
 from skipalign.evaluation.trial_log import TrialLog
 from skipalign.progress import Bar
@@ -280,11 +281,10 @@ def grouped(rows: Iterable[Row], *labels: str) -> dict[tuple[Any, ...], list[Row
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:
     """Return what a reader of the scores must know of the samples."""
-    unclosed = sum("<think>" in r["prediction"].rpartition("</think>")[2] for r in rows)
     return {
         "num_samples": len(rows),
         "num_cut": sum(row["was_cut"] for row in rows),
-        "num_unclosed_think": unclosed,
+        "num_unclosed_think": sum(thought_is_open(row["prediction"]) for row in rows),
     }
 
 

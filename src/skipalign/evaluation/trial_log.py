@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skipalign.errors import RunError
-from skipalign.files import write_text
+from skipalign.files import whole_lines, write_text
 
 
 class TrialLog:
@@ -33,7 +33,7 @@ class TrialLog:
         self.trials: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._key = tuple(key)
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
-        lines = self._whole_lines()
+        lines = self._read()
         if lines and lines[0].get("digest") != digest and not overwrite:
             raise RunError(
                 f"{path}: holds trials that were measured with {_unlike(lines[0], header)}; "
@@ -53,17 +53,9 @@ class TrialLog:
     def _take(self, trials: Sequence[dict[str, Any]]) -> None:
         self.trials |= {tuple(trial[name] for name in self._key): trial for trial in trials}
 
-    def _whole_lines(self) -> list[dict[str, Any]]:
-        """Read the file; half a last line, which a kill leaves, is taken off it."""
-        if not self.path.exists():
-            return []
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with self.path.open("r+b") as handle:
-                handle.truncate(len(whole))
+    def _read(self) -> list[dict[str, Any]]:
         lines: list[dict[str, Any]] = []
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, line in enumerate(whole_lines(self.path), start=1):
             try:
                 lines.append(json.loads(line))
             except ValueError as error:
