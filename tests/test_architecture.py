@@ -34,7 +34,8 @@ evaluation.longbench_v2 evaluation.infinitebench evaluation.babilong evaluation.
 evaluation.tasks
 results scores figures provenance comparison ablation page report card
 tiny.corpus tiny.pretraining tiny.make study plan
-yaml_tree grid schema recipe sample terminal preview doctor cli
+yaml_tree grid schema recipe sample terminal preview doctor
+commands commands.options commands.data commands.training commands.evaluation commands.machine cli
 """
 ORDER = ORDER_TEXT.split()
 LAST_WITHOUT_TORCH = "logit_scale"
@@ -202,7 +203,11 @@ def test_help_imports_neither_torch_nor_transformers():
 
 def test_every_module_has_its_test_file():
     named = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
-    modules = {path.stem for path in files()} - {"__init__", "__main__"}
+    modules = {
+        f"commands_{path.stem}" if path.parent.name == "commands" else path.stem
+        for path in files()
+        if path.stem not in ("__init__", "__main__")
+    }
     missing = sorted(f"tests/test_{name}.py" for name in modules if f"test_{name}" not in named)
     assert not missing
 

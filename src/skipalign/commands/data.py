@@ -1,0 +1,116 @@
+"""preview, prepare: from rows of a file to samples."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from skipalign.commands.options import (
+    DRY_RUN,
+    METHOD,
+    OUTPUT,
+    RECIPE,
+    RUNS_DIR,
+    choosing,
+    known,
+    load,
+    print_recipe,
+    run_dir_of,
+)
+from skipalign.errors import RecipeError
+from skipalign.terminal import console, hush, last_line, print_accounting, print_json, progress_for
+
+if TYPE_CHECKING:
+    from skipalign.prepare import Source
+    from skipalign.recipe import Recipe
+    from skipalign.schema import Settings
+
+
+@click.command()
+@RECIPE
+@click.option("--index", type=click.IntRange(min=0), default=0, help="Which sample, from 0.")
+@click.option("--source", metavar="NAME", help="Count samples in this source of the data alone.")
+@METHOD
+@click.option("--seed", type=click.IntRange(min=0), help="Of the training; the recipe's first.")
+@click.option("--epoch", type=click.IntRange(min=0), default=0, help="Draws the positions anew.")
+@click.option("--full", is_flag=True, help="Show long texts whole.")
+@OUTPUT
+def preview(recipe: str, overrides: Sequence[str], **given: Any) -> None:
+    """Show one sample: what is trained, where positions skip.
+
+    Without --method it is the recipe's first method that skips.
+    """
+    hush(verbose=given["verbose"])
+    read = load(recipe, overrides)
+    method = known(given["method"] or _method_that_skips(read), read.methods, "method")
+    settings = read.methods[method]
+    from skipalign import tiny
+    from skipalign.model import load_tokenizer
+    from skipalign.preview import show
+    from skipalign.sample import describe, draw_sample
+
+    seed = read.seeds[0] if given["seed"] is None else given["seed"]
+    base = settings.base.of(seed)
+    tokenizer = load_tokenizer(tiny.tokenizer_of(base.path), revision=base.revision)
+    sample = draw_sample(
+        _sources(settings, given["source"]),
+        settings.strategies,
+        tokenizer,
+        index=given["index"],
+        seed=seed,
+        epoch=given["epoch"],
+        key_bias=settings.key_bias,
+        template_kwargs=settings.template_kwargs,
+    )
+    if given["as_json"]:
+        print_json({"method": method, **describe(sample, tokenizer)})
+    else:
+        show(sample, tokenizer, console(), method=method, full=given["full"])
+    following = f"skipalign preview {recipe} --index {sample.index + 1}"
+    last_line(f"showed sample {sample.index}", following, as_json=given["as_json"])
+
+
+@click.command()
+@RECIPE
+@RUNS_DIR
+@DRY_RUN
+@OUTPUT
+def prepare(recipe: str, overrides: Sequence[str], **given: Any) -> None:
+    """Tokenize conversations; count what was dropped and why."""
+    hush(verbose=given["verbose"])
+    read = load(recipe, overrides)
+    trainings = read.trainings()
+    if given["dry_run"]:
+        return print_recipe(read, given)
+    trained = [training for training in trainings if training.train]
+    if not trained:
+        raise RecipeError(f"{recipe}: no method trains, so no data is read; set train: true")
+    from skipalign import study
+
+    run_dir = run_dir_of(read, given)
+    study.begin(run_dir, read.resolved(), seeds=read.seeds)
+    accounting = study.prepare(trainings, run_dir, progress_for(quiet=given["quiet"]))
+    (print_json if given["as_json"] else print_accounting)(accounting)
+    made = run_dir / trained[0].directory / "data"
+    following = f"skipalign train {recipe}{choosing(read, trained[0])}"
+    return last_line(f"made {made}", following, as_json=given["as_json"])
+
+
+def _method_that_skips(recipe: "Recipe") -> str:
+    """Return the first method with skips: there is more to see in it than in the others."""
+    for name, settings in recipe.methods.items():
+        skips = any(hasattr(strategy, "max_position") for strategy in settings.strategies.values())
+        if settings.train and skips:
+            return name
+    return next(iter(recipe.methods))
+
+
+def _sources(settings: "Settings", name: str | None) -> "tuple[Source, ...]":
+    from skipalign.tiny import make
+
+    sources = tuple(replace(each, path=make.conversations(each.path)) for each in settings.sources)
+    if name is None:
+        return sources
+    names = [source.name for source in sources]
+    return (sources[names.index(known(name, names, "source"))],)

@@ -1,0 +1,24 @@
+"""doctor: what this machine has."""
+
+import click
+
+from skipalign.commands.options import JSON
+from skipalign.errors import SkipalignError
+from skipalign.terminal import console, hush, last_line, print_json
+
+
+@click.command()
+@JSON
+def doctor(as_json: bool) -> None:
+    """Show versions and devices, what is missing and how to get it."""
+    hush(verbose=False)
+    from skipalign import doctor as room
+
+    found = room.examine()
+    if as_json:
+        print_json(found)
+    else:
+        room.show(found, console())
+    if not found["ok"]:
+        raise SkipalignError("something required is missing; the lines that say so name the cure")
+    last_line("all that is required is here", "skipalign run tiny", as_json=as_json)

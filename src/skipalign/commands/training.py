@@ -1,0 +1,149 @@
+"""train, run, compare: from samples to models and their report."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from skipalign.commands.options import (
+    DRY_RUN,
+    METHOD,
+    OUTPUT,
+    RECIPE,
+    RUNS_DIR,
+    known,
+    load,
+    names,
+    options,
+    print_recipe,
+    run_dir_of,
+)
+from skipalign.errors import RecipeError
+from skipalign.terminal import (
+    console,
+    hush,
+    last_line,
+    print_json,
+    print_seconds,
+    progress_for,
+    visible,
+)
+
+if TYPE_CHECKING:
+    from skipalign.recipe import Recipe
+    from skipalign.study import Training
+
+
+@click.command()
+@RECIPE
+@METHOD
+@click.option("--seed", type=click.IntRange(min=0), help="Which of the recipe's seeds.")
+@RUNS_DIR
+@DRY_RUN
+@OUTPUT
+def train(recipe: str, overrides: Sequence[str], **given: Any) -> None:
+    """Fine-tune one model, or go on where that stopped."""
+    hush(verbose=given["verbose"])
+    read = load(recipe, overrides)
+    trainings = read.trainings()
+    if given["dry_run"]:
+        return print_recipe(read, given)
+    training = _one_training(read, trainings, given)
+    from skipalign import study
+
+    run_dir, progress = run_dir_of(read, given), progress_for(quiet=given["quiet"])
+    study.begin(run_dir, read.resolved(), seeds=read.seeds)
+    study.prepare([training], run_dir, progress)
+    order = list(read.methods).index(training.method)
+    reach = max(each.max_position for each in trainings)
+    outcome = study.train(training, run_dir, progress, order=order, coverage_range=reach)
+    if given["as_json"]:
+        print_json(outcome)
+    model = run_dir / training.directory / "model"
+    lengths = "" if "needle" in read.tasks else " --lengths 1024,4096"
+    following = f"skipalign evaluate {model} --task needle{lengths}"
+    return last_line(f"made {model}", following, as_json=given["as_json"])
+
+
+def _run(recipe: str, overrides: Sequence[str], **given: Any) -> None:
+    """Do all of it: prepare, train, evaluate, report.
+
+    Every method with every seed; what is done already is not done again, and what --only leaves
+    out stays as it is.
+    """
+    hush(verbose=given["verbose"])
+    read = load(recipe, overrides)
+    read = read if given["seeds"] is None else read.with_seeds(given["seeds"])
+    methods = read.chosen(given["only"] or tuple(read.methods))
+    trainings = read.trainings()
+    if given["dry_run"]:
+        return _print_plan(read, [each for each in trainings if each.method in methods], given)
+    from skipalign import report as report_room
+    from skipalign import study
+
+    run_dir, progress = run_dir_of(read, given), progress_for(quiet=given["quiet"])
+    page = study.run(trainings, run_dir, progress, recipe_text=read.resolved(), only=methods)
+    seconds = study.seconds_by_stage(trainings, run_dir)
+    if given["as_json"]:
+        rows = report_room.table([run_dir])
+        print_json({"report": str(page), "seconds": seconds, "rows": rows})
+    else:
+        console().print(report_room.terminal_table([run_dir]))
+        print_seconds(seconds)
+    return last_line(f"made {page}", "open it in a browser", as_json=given["as_json"])
+
+
+RUN = options(
+    RECIPE,
+    click.option("--only", metavar="NAME,...", callback=names, help="These methods alone."),
+    click.option(
+        "--seeds",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="The recipe's first N seeds; 0 to N-1 where it has fewer.",
+    ),
+    RUNS_DIR,
+    click.option("--dry-run", is_flag=True, help="Check all that needs no training; list it."),
+    OUTPUT,
+)
+
+
+run = click.command("run")(RUN(_run))
+compare = click.command("compare", short_help="The same as run, for recipes with methods.")(
+    RUN(_run)
+)
+
+
+def _one_training(
+    recipe: "Recipe", trainings: Sequence["Training"], given: Mapping[str, Any]
+) -> "Training":
+    """Return the training that --method and --seed choose; one must be left."""
+    method, seed = given["method"], given["seed"]
+    if method is not None:
+        known(method, recipe.methods, "method")
+    elif len(recipe.methods) > 1:
+        names = ", ".join(recipe.methods)
+        raise click.UsageError(f"the recipe lists methods; give --method, one of {names}")
+    found = [each for each in trainings if method in (None, each.method)]
+    seeds = ", ".join(str(each.seed) for each in found)
+    if seed is None and len(found) > 1:
+        raise click.UsageError(f"the recipe has several seeds; give --seed, one of {seeds}")
+    found = [each for each in found if seed in (None, each.seed)]
+    if not found:
+        raise RecipeError(f"no seed {seed}; {method or 'the recipe'} has {seeds}")
+    return found[0]
+
+
+def _print_plan(
+    recipe: "Recipe", trainings: Sequence["Training"], given: Mapping[str, Any]
+) -> None:
+    """Print the resolved recipe, then its trainings as comments: all of it reads as a recipe."""
+    from skipalign import plan
+
+    found = plan.examine(trainings)
+    if given["as_json"]:
+        from skipalign.yaml_tree import read_yaml
+
+        return print_json({"recipe": read_yaml(recipe.resolved().encode(), recipe.where), **found})
+    text = recipe.resolved() + "".join(f"# {line}\n" for line in plan.lines(found))
+    return click.echo(visible(text), nl=False)

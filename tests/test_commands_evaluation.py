@@ -1,0 +1,132 @@
+"""evaluate, score and report: what they choose, print and pass on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import made_runs
+from fixtures_cli import METHODS
+from skipalign.evaluation.longbench import LongBenchSettings
+from skipalign.evaluation.needle import NeedleSettings
+from skipalign.evaluation.stretch import StretchSettings
+
+
+def test_report_of_several_runs(run: Any, study: dict[str, Any]):
+    found = run("report", "runs/a", "runs/b", "--out", "page.html")
+    assert study["report"] == ((Path("runs/a"), Path("runs/b")), Path("page.html"), {})
+    assert found.out.splitlines()[0] == "the table"
+
+
+def test_report_writes_its_figures_as_one_document(run: Any, tmp_path: Path):
+    made_runs.make_run(tmp_path / "made", methods=("normal", "skipalign"), seeds=(0,))
+    found = run("report", "made", "--json-out", "all.json")
+    assert found.last == "made made/report.html and all.json; next: open it in a browser"
+    document = json.loads(Path("all.json").read_text())
+    assert {row["method"] for row in document["rows"]} == {"normal", "skipalign"}
+    assert {row["against"] for row in document["paired"]} == {"normal"}
+
+
+def made_run(*folders: str) -> None:
+    """Leave what a run leaves beside its models."""
+    Path("runs/many").mkdir(parents=True)
+    Path("runs/many/recipe.yaml").write_text(METHODS)
+    for folder in folders:
+        (Path("runs/many") / folder / "model").mkdir(parents=True)
+        (Path("runs/many") / folder / "training.json").write_text("{}")
+
+
+def test_evaluate_takes_its_options(run: Any, study: dict[str, Any]):
+    words = ["--lengths", "1024,4096", "--depths", "11", "--trials", "5", "--seed", "3"]
+    found = run(
+        "evaluate", "some/model", "--task", "needle", *words, "needle=The {key} is {value}."
+    )
+    model, settings, out, _, _ = study["evaluate"]
+    assert model == "some/model"
+    assert settings == NeedleSettings(
+        lengths=(1024, 4096), depths=11, trials=5, seed=3, needle="The {key} is {value}."
+    )
+    assert out == Path("evaluation/needle")
+    assert "64: 0.500 [" in found.out
+    assert found.last.startswith("made evaluation/needle/needle.json; next: ")
+    assert study["evaluate"][1].reuse
+    run("evaluate", "m", "--task", "needle", "--lengths", "64", "--no-reuse", "nested=true")
+    assert (study["evaluate"][1].nested, study["evaluate"][1].reuse) == (True, False)
+    run(
+        "evaluate", "m", "--task", "needle", "--lengths", "64", "--depths", "0,0.5", "--out", "here"
+    )
+    assert study["evaluate"][1].depths == (0.0, 0.5)
+    assert study["evaluate"][2] == Path("here")
+
+
+def test_evaluate_the_stretch_probe(run: Any, study: dict[str, Any]):
+    run("evaluate", "m", "--task", "stretch", "--distances", "512,1024", "--context-length", "128")
+    _, settings, out, _, _ = study["evaluate"]
+    assert settings == StretchSettings(distances=(512, 1024), context_length=128)
+    assert out == Path("evaluation/stretch")
+
+
+@pytest.mark.parametrize("folder", ["", "skipalign/seed-1"])
+def test_evaluate_a_model_of_a_run(run: Any, study: dict[str, Any], folder: str):
+    made_run(folder)
+    model = str(Path("runs/many") / folder / "model")
+    found = run("evaluate", model, "--task", "needle")
+    assert study["evaluate"][1] == NeedleSettings(
+        lengths=(64,), trials={64: 3}, question="Who is {key}?"
+    )
+    assert study["evaluate"][2] == Path("runs/many") / folder / "evaluation/needle"
+    assert found.last.endswith("next: skipalign report runs/many")
+    run("evaluate", model, "--task", "needle", "--lengths", "128", "--out", "here")
+    assert study["evaluate"][1] == NeedleSettings(lengths=(128,), question="Who is {key}?")
+    assert study["evaluate"][2] == Path("here")
+
+
+def test_evaluate_longbench(run: Any, study: dict[str, Any]):
+    words = ("evaluate", "m", "--task", "longbench", "--data", "bench", "--out", "here")
+    run(*words, "--tasks", "lcc, qasper", "--e", "max_prompt_tokens=100", "limit=3")
+    assert study["evaluate"][1] == LongBenchSettings(
+        data="bench", tasks=("lcc", "qasper"), e=True, max_prompt_tokens=100, limit=3
+    )
+    run(*words)
+    assert study["evaluate"][1] == LongBenchSettings(data="bench")
+    Path("here/predictions").mkdir(parents=True)
+    for name in ("lcc.jsonl", "asked.json"):
+        Path(f"here/predictions/{name}").touch()
+    found = run(*words, "--overwrite")
+    assert list(Path("here/predictions").iterdir()) == []
+    assert found.last.endswith("next: skipalign score here/predictions")
+
+
+def test_score_stored_answers(run: Any):
+    folder = str(Path(__file__).parent / "predictions")
+    found = run("score", folder)
+    assert "qasper" in found.out
+    assert "lcc 4 of 500" in " ".join(found.err.split())
+    scores = json.loads(run("score", folder, "--json").out)
+    assert {"tasks", "categories", "averages"} <= {*scores}
+    assert scores["tasks"]["qasper"]["n"] == 4
+    assert {*scores["tasks"]["qasper"]} == {"score", "n", "low", "high"}
+    scores = json.loads(run("score", folder, "--json", "--e", "--official-faults").out)
+    assert [*scores["tasks"]["qasper"]] == ["0-4k", "4-8k", "8k+"]
+    assert scores["scoring"]["official_faults"]
+
+
+def test_a_file_that_cannot_be_scored_ends_in_one_line(run: Any):
+    Path("stored").mkdir()
+    Path("stored/lcc.jsonl").write_text('{"pred": "x", "ans')
+    found = run("score", "stored")
+    assert found.code == 1
+    assert found.err.startswith("error: stored/lcc.jsonl line 1: not JSON")
+    assert len(found.err.splitlines()) == 1
+
+
+def test_overwrite_throws_away_the_trials_of_that_task_alone(run: Any, study: dict[str, Any]):
+    Path("here").mkdir()
+    for task in ("needle", "stretch"):
+        Path(f"here/{task}.trials.jsonl").touch()
+    words = ("evaluate", "m", "--task", "needle", "--lengths", "64", "--out", "here")
+    run(*words)
+    assert Path("here/needle.trials.jsonl").exists()
+    run(*words, "--overwrite")
+    assert [path.name for path in Path("here").iterdir()] == ["stretch.trials.jsonl"]

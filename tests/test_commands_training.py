@@ -1,0 +1,83 @@
+"""train, run and compare: what they choose, print and pass on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fixtures_cli import TRAINED
+
+
+def test_a_dry_run_prints_the_resolved_recipe_and_does_nothing(run: Any):
+    for command in ("prepare", "train", "run", "compare"):
+        found = run(command, "many.yaml", "--dry-run", "trainer.max_steps=9")
+        assert found.code == 0
+        for part in ("methods:", "normal:", "skipalign:", "max_steps: 9", "law: stars_and_bars"):
+            assert part in found.out
+        assert found.err == ""
+        Path("again.yaml").write_text(found.out)
+        assert run(command, "again.yaml", "--dry-run").out == found.out
+    assert not Path("runs").exists()
+
+
+def test_a_dry_run_in_json(run: Any):
+    tree = json.loads(run("train", "many.yaml", "--dry-run", "--json").out)
+    assert list(tree["methods"]) == ["base", "normal", "skipalign"]
+    found = json.loads(run("run", "many.yaml", "--dry-run", "--json").out)
+    assert found["recipe"] == tree
+    assert [each["method"] for each in found["trainings"]] == ["base", *TRAINED]
+    assert found["notes"] == []
+
+
+def test_a_dry_run_lists_the_trainings_that_are_chosen(run: Any):
+    found = run("compare", "many.yaml", "--dry-run", "--only", "skipalign,base", "--seeds", "3")
+    assert [line.split()[1:4] for line in found.out.splitlines() if line.startswith("#")] == [
+        ["method", "seed", "base"],
+        ["base", "0", "tiny"],
+        ["skipalign", "0", "tiny"],
+        ["skipalign", "1", "tiny"],
+        ["skipalign", "2", "tiny"],
+    ]
+    assert "normal:" in found.out
+    assert "seeds: [0, 1, 2]" in found.out
+    assert run("run", "many.yaml", "--dry-run", "data=nosuch.jsonl").code == 1
+
+
+def test_a_run_of_chosen_methods_and_seeds(run: Any, study: dict[str, Any]):
+    run("compare", "many.yaml", "--only", "normal, base", "--seeds", "1")
+    trainings, _, _, given = study["run"]
+    assert [(each.method, each.seed) for each in trainings] == [
+        ("base", 1),
+        ("normal", 1),
+        ("skipalign", 1),
+    ]
+    assert given["only"] == ("base", "normal")
+    assert "seeds: [1]" in given["recipe_text"]
+    assert "skipalign:" in given["recipe_text"]
+
+
+def test_train_trains_the_one_that_is_chosen(run: Any, study: dict[str, Any]):
+    found = run("train", "many.yaml", "--method", "skipalign", "--seed", "2")
+    training, run_dir, _, given = study["train"]
+    assert (training.method, training.seed) == ("skipalign", 2)
+    assert study["prepare"][0] == [training]
+    assert run_dir == Path("runs/many")
+    assert given == {"order": 2, "coverage_range": 4096}
+    model = "runs/many/skipalign/seed-2/model"
+    assert found.last == f"made {model}; next: skipalign evaluate {model} --task needle"
+    run("train", "many.yaml", "--method", "base")
+    assert study["train"][0].seed == 1
+    assert "--lengths" in run("train", "own.yaml").last
+
+
+def test_run_prints_table_times_and_report(run: Any, study: dict[str, Any]):
+    for command in ("run", "compare"):
+        found = run(command, "many.yaml")
+        assert found.out.splitlines() == [
+            "the table",
+            "time: train 12 s; together 12 s",
+            "made runs/own/report.html; next: open it in a browser",
+        ]
+    trainings, run_dir, _, given = study["run"]
+    assert len(trainings) == 5
+    assert run_dir == Path("runs/many")
+    assert "seeds: [1, 2]" in given["recipe_text"]
