@@ -89,7 +89,7 @@ class Collator:
         position_ids = strategy.positions(example, rng)
         bias = scale = None
         if self.key_bias is not None:
-            bias = self.key_bias.values(position_ids, example.segments, rng)
+            bias = self.key_bias.values(example, position_ids, rng)
         if self.logit_scale is not None:
             scale = scale_of(position_ids, self.logit_scale)
         return Placed(example, position_ids, bias, scale)

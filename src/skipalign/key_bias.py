@@ -9,12 +9,12 @@ Shape letters: T tokens of a sample, R runs of consecutive positions.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from skipalign.encoding import Segment
+from skipalign.encoding import IGNORE_INDEX, Example, Segment
 from skipalign.errors import RecipeError
 
 
@@ -40,12 +40,15 @@ class KeyBias(ABC):
     Args:
         keep_first_zero: no bias on the first token, the attention sink of many models.
         keep_template_zero: no bias on template tokens (headers and end-of-turn).
+        keep_answer_zero: no bias on the runs in which a word of an answer stands before it: a
+            control for data of retrieval, whose answers are names and numbers of the text.
         cap: largest bias, in nats.
     """
 
     name: ClassVar[str]
     keep_first_zero: bool = False
     keep_template_zero: bool = False
+    keep_answer_zero: bool = False
     cap: float | None = None
 
     def __post_init__(self) -> None:
@@ -56,25 +59,29 @@ class KeyBias(ABC):
             )
 
     def values(
-        self,
-        positions: Int[np.ndarray, " T"],
-        segments: Sequence[Segment],
-        rng: np.random.Generator,
+        self, example: Example, positions: Int[np.ndarray, " T"], rng: np.random.Generator
     ) -> Float[np.ndarray, " T"]:
         """Return the bias of every key, in nats (natural logarithm), float32.
 
         `rng` is the sample's own generator, after its positions were drawn from it.
         """
-        starts, stops = runs(positions)
+        starts, stops = self._runs(positions)
         weights = self._per_run(positions, starts, stops, rng)
         if self.cap is not None:
             weights = np.minimum(weights, self.cap)
+        if self.keep_answer_zero:
+            weights = np.where(_holds_answer(example, starts), 0, weights)
         values = np.repeat(weights, stops - starts).astype(np.float32)
         if self.keep_template_zero:
-            values[_template_tokens(segments)] = 0
+            values[_template_tokens(example.segments)] = 0
         if self.keep_first_zero:
             values[0] = 0
         return values
+
+    def _runs(
+        self, positions: Int[np.ndarray, " T"]
+    ) -> tuple[Int[np.ndarray, " R"], Int[np.ndarray, " R"]]:
+        return runs(positions)
 
     @abstractmethod
     def _per_run(
@@ -98,7 +105,7 @@ class GapBias(KeyBias):
 
     >>> from skipalign.positions import EIGHT_TOKENS, sample_rng
     >>> positions = np.array([0, 1, 2, 41, 42, 43, 96, 97])
-    >>> bias = GapBias().values(positions, EIGHT_TOKENS.segments, sample_rng(0, 0, "a"))
+    >>> bias = GapBias().values(EIGHT_TOKENS, positions, sample_rng(0, 0, "a"))
     >>> print(bias.round(2))
     [2.61 2.61 2.61 2.91 2.91 2.91 0.   0.  ]
 
@@ -144,15 +151,26 @@ class NoiseBias(KeyBias):
 
     Args:
         std: its standard deviation, in nats.
+        per: `run`, or `key` for a draw of its own at every token.
     """
 
     name: ClassVar[str] = "noise"
     std: float = 1.0
+    per: Literal["run", "key"] = "run"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.std < 0:
             raise RecipeError(f"key_bias noise: std is {self.std}; it must be 0 nats or more")
+        if self.per not in ("run", "key"):
+            raise RecipeError(f"key_bias noise: per is {self.per!r}; it must be 'run' or 'key'")
+
+    def _runs(
+        self, positions: Int[np.ndarray, " T"]
+    ) -> tuple[Int[np.ndarray, " R"], Int[np.ndarray, " R"]]:
+        if self.per == "run":
+            return runs(positions)
+        return np.arange(len(positions)), np.arange(1, len(positions) + 1)
 
     def _per_run(
         self,
@@ -175,3 +193,13 @@ def _template_tokens(segments: Sequence[Segment]) -> Int[np.ndarray, " N"]:
         for segment in segments
     ]
     return np.concatenate(outside).astype(np.int64)
+
+
+def _holds_answer(example: Example, starts: Int[np.ndarray, " R"]) -> Bool[np.ndarray, " R"]:
+    """Return for every run whether a word of an answer stands in it without being trained there."""
+    is_content = np.ones(len(example.input_ids), bool)
+    is_content[_template_tokens(example.segments)] = False
+    is_trained = example.labels != IGNORE_INDEX
+    words = example.input_ids[is_content & is_trained]
+    found = is_content & ~is_trained & np.isin(example.input_ids, words)
+    return np.logical_or.reduceat(found, starts)
