@@ -27,3 +27,7 @@ class VisibilityError(SkipalignError, RuntimeError):
 
 class RunError(SkipalignError, RuntimeError):
     """A run folder that does not hold what the command needs."""
+
+
+class BackendError(SkipalignError, RuntimeError):
+    """A server that does not answer, or answers that it will not."""

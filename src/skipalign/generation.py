@@ -6,7 +6,7 @@ Greedy everywhere: the same prompt gives the same answer, alone or in a batch.
 import hashlib
 import inspect
 from collections import abc
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -34,7 +34,10 @@ _Each = TypeVar("_Each")
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """An answer: its tokens up to, and without, the token that ended it, and their text."""
+    """An answer: its tokens up to, and without, the token that ended it, and their text.
+
+    `ids` are empty where a backend gives text alone.
+    """
 
     ids: list[int]
     text: str
@@ -73,6 +76,34 @@ class LikelihoodGenerator(Generator, Protocol):
     ) -> list[Float[np.ndarray, " N"]]:
         """Return the log-likelihood, in nats, of each text's tokens from its start on."""
         ...
+
+
+def answers_of(
+    generator: Generator, prompts: Sequence[Sequence[int]], **options: Any
+) -> Iterator[tuple[int, Completion]]:
+    """Yield (index, answer), so that a task can keep each answer as soon as it is there.
+
+    A backend whose answers come one by one has a method `stream`; of any other they come at once.
+
+    Args:
+        generator: the backend.
+        prompts: token ids.
+        options: of `Generator.generate`.
+    """
+    stream = getattr(generator, "stream", None)
+    if stream is not None:
+        yield from stream(prompts, **options)
+    else:
+        yield from enumerate(generator.generate(prompts, **options))
+
+
+def tokens_at_once(generator: Generator, default: int) -> int:
+    """Return how many tokens of prompts a task hands over together.
+
+    A kill loses what was handed over and not given back: a backend with `stream` gives back each
+    answer, and may take more than `default`.
+    """
+    return int(getattr(generator, "tokens_at_once", default))
 
 
 class TransformersGenerator:
@@ -389,7 +420,9 @@ class TransformersGenerator:
         )
 
 
-def stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+def stop_ids(
+    model: "PreTrainedModel | None", tokenizer: "PreTrainedTokenizerBase"
+) -> frozenset[int]:
     """Return the ids that end an answer: end of text and the chat template's end of turn."""
     found: set[int] = set()
     config = getattr(model, "generation_config", None)

@@ -37,7 +37,8 @@ TASK = "longbench"
 PREDICTIONS = "predictions"
 # What the answers of a folder were made with.
 ASKED = "asked.json"
-# Samples are asked together up to this many tokens; a kill loses no more than that.
+# Samples are asked together up to this many tokens; a kill loses no more than that, and nothing
+# where answers come one by one.
 _TOKENS_AT_ONCE = 65536
 _SILENT = Silent()
 
@@ -189,34 +190,37 @@ def _ask(
     progress: Progress,
 ) -> None:
     """Ask the samples that have no prediction yet."""
+    from skipalign.generation import answers_of, tokens_at_once
+
     pending = [sample for sample in samples if sample.id not in predictions.ids]
     more: dict[str, Any] = {}
     if task == "samsum":  # models go on with further dialogues; and some begin with a line end
         more = {"more_stop_ids": (maker.newline_id(),), "min_new_tokens": 1}
+    most = tokens_at_once(generator, _TOKENS_AT_ONCE)
     thinks = maker.opens_thought(task)
     with progress.bar(task, total=len(pending)) as bar:
-        for group in _groups(maker, task, pending):
-            answers = generator.generate(
-                [ids for _, ids in group], max_new_tokens=max_new_tokens(task), **more
+        for group in _groups(maker, task, pending, most):
+            answers = answers_of(
+                generator,
+                [ids for _, ids in group],
+                max_new_tokens=max_new_tokens(task),
+                **more,
             )
-            predictions.append(
-                [
-                    _row(sample, answer, is_open=thought_is_open(maker.spoken(answer, thinks)))
-                    for (sample, _), answer in zip(group, answers, strict=True)
-                ]
-            )
-            bar.advance(len(group))
+            for index, answer in answers:
+                is_open = thought_is_open(maker.spoken(answer, thinks))
+                predictions.append([_row(group[index][0], answer, is_open=is_open)])
+                bar.advance()
 
 
 def _groups(
-    maker: PromptMaker, task: str, samples: Sequence[Sample]
+    maker: PromptMaker, task: str, samples: Sequence[Sample], most_tokens: int
 ) -> Iterator[list[tuple[Sample, list[int]]]]:
     """Yield samples with their prompts, as many as are asked together."""
     group: list[tuple[Sample, list[int]]] = []
     num_tokens = 0
     for sample in samples:
         ids = maker.ids(task, sample)
-        if group and num_tokens + len(ids) > _TOKENS_AT_ONCE:
+        if group and num_tokens + len(ids) > most_tokens:
             yield group
             group, num_tokens = [], 0
         group.append((sample, ids))

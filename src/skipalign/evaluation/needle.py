@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 TASK = "needle"
 TRIALS = "needle.trials.jsonl"
-# Prompts of one length are asked together up to this many tokens; a kill loses no more than that.
+# Prompts of one length are asked together up to this many tokens; a kill loses no more than that,
+# and nothing where answers come one by one.
 _TOKENS_AT_ONCE = 65536
 # Prompts that a run with reuse also computes the plain way, and the stream that chooses them.
 _NUM_CHECKED, _CHECKS = 4, 0xC4EC
@@ -266,14 +267,16 @@ def _asked(
     generator: "Generator", grid: PromptGrid, pending: Sequence[Place]
 ) -> Iterator[list[dict[str, Any]]]:
     """Ask prompts of one length together, so that short ones fill the generator's batches."""
-    num_tokens = grid.settings.max_new_tokens
+    from skipalign.generation import answers_of, tokens_at_once
+
+    most, num_tokens = tokens_at_once(generator, _TOKENS_AT_ONCE), grid.settings.max_new_tokens
     for length, same in groupby(sorted(pending), key=lambda place: place[0]):
-        waiting, num = list(same), max(1, _TOKENS_AT_ONCE // length)
+        waiting, num = list(same), max(1, most // length)
         for start in range(0, len(waiting), num):
             prompts = [grid.prompt(place) for place in waiting[start : start + num]]
             ids = [prompt.ids.tolist() for prompt in prompts]
-            answers = generator.generate(ids, max_new_tokens=num_tokens)
-            yield [_row(*each) for each in zip(prompts, answers, strict=True)]
+            for index, answer in answers_of(generator, ids, max_new_tokens=num_tokens):
+                yield [_row(prompts[index], answer)]
 
 
 def _reused(

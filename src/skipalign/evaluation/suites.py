@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from skipalign.generation import Generator
 
-# Samples are asked together up to this many tokens; a kill loses no more than that.
+# Samples are asked together up to this many tokens; a kill loses no more than that, and nothing
+# where answers come one by one.
 _TOKENS_AT_ONCE = 65536
 _INTERVALS = 0x5317E
 _MARK = "THE-PROMPT-GOES-HERE"
@@ -200,6 +201,9 @@ class Asker:
         Raises:
             DataError: two samples have one id, or there is none at all.
         """
+        from skipalign.generation import tokens_at_once
+
+        most = tokens_at_once(self.generator, _TOKENS_AT_ONCE)
         ids: dict[str, None] = {}
         group: list[tuple[Sample, Int[np.ndarray, " T"], bool]] = []
         for sample in samples:
@@ -210,7 +214,7 @@ class Asker:
                 bar.advance()
                 continue
             new = (sample, *self.tokens(sample))
-            if group and not _fits(group, new):
+            if group and not _fits(group, new, most):
                 self._ask(group, score, log, bar)
                 group = []
             group.append(new)
@@ -227,12 +231,16 @@ class Asker:
         log: TrialLog,
         bar: Bar,
     ) -> None:
-        answers = self.generator.generate(
+        from skipalign.generation import answers_of
+
+        answers = answers_of(
+            self.generator,
             cast("Sequence[Sequence[int]]", [ids for _, ids, _ in group]),
             max_new_tokens=group[0][0].max_new_tokens,
         )
-        rows: list[Row] = [
-            {
+        for index, answer in answers:
+            sample, ids, was_cut = group[index]
+            row: Row = {
                 "id": sample.id,
                 **sample.labels,
                 "prediction": answer.text,
@@ -241,19 +249,18 @@ class Asker:
                 "num_tokens": len(ids),
                 "was_cut": was_cut,
             }
-            for (sample, ids, was_cut), answer in zip(group, answers, strict=True)
-        ]
-        log.append(rows)
-        bar.advance(len(group))
+            log.append([row])
+            bar.advance()
 
 
 def _fits(
     group: Sequence[tuple[Sample, Int[np.ndarray, " T"], bool]],
     new: tuple[Sample, Int[np.ndarray, " T"], bool],
+    most_tokens: int,
 ) -> bool:
     """Whether one more prompt may be asked together with a group."""
     num_tokens = sum(len(ids) for _, ids, _ in group) + len(new[1])
-    return num_tokens <= _TOKENS_AT_ONCE and new[0].max_new_tokens == group[0][0].max_new_tokens
+    return num_tokens <= most_tokens and new[0].max_new_tokens == group[0][0].max_new_tokens
 
 
 # --------------------------------------------------------------------------------- scores
