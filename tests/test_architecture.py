@@ -31,6 +31,7 @@ evaluation.nested evaluation.trial_log
 evaluation.rouge_lsum evaluation.published evaluation.suites
 evaluation.needle evaluation.stretch evaluation.perplexity evaluation.longbench
 evaluation.longbench_v2 evaluation.infinitebench evaluation.babilong evaluation.nolima
+evaluation.short_check evaluation.lm_eval
 evaluation.tasks
 results scores figures provenance comparison ablation page report card
 tiny.corpus tiny.pretraining tiny.make study plan

@@ -11,11 +11,13 @@ from typing import Any, Literal
 from skipalign.evaluation.babilong import BabilongSettings, evaluate_babilong
 from skipalign.evaluation.babilong import by_length as babilong_by_length
 from skipalign.evaluation.infinitebench import InfiniteBenchSettings, evaluate_infinitebench
+from skipalign.evaluation.lm_eval import LmEvalSettings, evaluate_lm_eval
 from skipalign.evaluation.longbench import LongBenchSettings, evaluate_longbench
 from skipalign.evaluation.longbench_v2 import LongBenchV2Settings, evaluate_longbench_v2
 from skipalign.evaluation.needle import NeedleSettings, by_length, evaluate_needle
 from skipalign.evaluation.nolima import NolimaSettings, evaluate_nolima
 from skipalign.evaluation.perplexity import PerplexitySettings, evaluate_perplexity
+from skipalign.evaluation.short_check import ShortCheckSettings, evaluate_short_check
 from skipalign.evaluation.stretch import StretchSettings, evaluate_stretch
 
 Cells = list[dict[str, Any]]
@@ -85,6 +87,8 @@ TASKS: dict[str, Task] = {
             rows=babilong_by_length,
         ),
         Task("nolima", NolimaSettings, evaluate_nolima, "context_length"),
+        Task("short_check", ShortCheckSettings, evaluate_short_check, None),
+        Task("lm_eval", LmEvalSettings, evaluate_lm_eval, None, measure="score"),
     )
 }
 
