@@ -23,6 +23,7 @@ errors files progress
 conversation tokens template encoding prepare
 laws positions key_bias coverage rope packing logit_scale
 visits batch model probe checkpoints engine training
+rows preference
 generation reuse tiny
 evaluation.metrics evaluation evaluation.haystack evaluation.records evaluation.prompts
 evaluation.longbench_metrics evaluation.longbench_score evaluation.longbench_table
@@ -34,7 +35,7 @@ evaluation.longbench_v2 evaluation.infinitebench evaluation.babilong evaluation.
 evaluation.short_check evaluation.lm_eval
 evaluation.tasks
 results scores figures provenance comparison ablation page report card
-tiny.corpus tiny.pretraining tiny.make study plan
+tiny.corpus tiny.pretraining tiny.make study plan integrations integrations.trl
 yaml_tree grid schema recipe sample terminal preview doctor
 commands commands.options commands.data commands.training commands.evaluation commands.machine cli
 """

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         sample_rng,
     )
     from skipalign.prepare import ExampleFile, Source
+    from skipalign.rows import SkipAlignCollator
     from skipalign.training import train
     from skipalign.visits import VisitDataset, VisitSampler
 
@@ -44,6 +45,7 @@ _HOMES = {
         *("RandPos", "sample_rng"),
     ),
     "prepare": ("ExampleFile", "Source"),
+    "rows": ("SkipAlignCollator",),
     "training": ("train",),
     "visits": ("VisitDataset", "VisitSampler"),
 }
@@ -66,6 +68,7 @@ __all__ = [
     "RandPos",
     "Segment",
     "SkipAlign",
+    "SkipAlignCollator",
     "SkipalignError",
     "Source",
     "VisitDataset",

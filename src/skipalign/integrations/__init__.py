@@ -1,0 +1,1 @@
+"""Other trainers with our positions: one module for each, imported by name."""
