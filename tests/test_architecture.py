@@ -29,9 +29,10 @@ evaluation.metrics evaluation evaluation.haystack evaluation.records evaluation.
 evaluation.longbench_metrics evaluation.longbench_score evaluation.longbench_table
 evaluation.longbench_prompts
 evaluation.nested evaluation.trial_log
-evaluation.rouge_lsum evaluation.published evaluation.suites
+evaluation.rouge_lsum evaluation.published evaluation.suites evaluation.ruler_samples
 evaluation.needle evaluation.stretch evaluation.perplexity evaluation.longbench
 evaluation.longbench_v2 evaluation.infinitebench evaluation.babilong evaluation.nolima
+evaluation.ruler
 evaluation.short_check evaluation.lm_eval
 evaluation.tasks
 results scores figures provenance comparison ablation page report card

@@ -11,12 +11,12 @@ from fixtures_suites import Teller, tokenizer
 from skipalign.errors import DataError, RecipeError
 from skipalign.evaluation.babilong import (
     BabilongSettings,
-    by_length,
     evaluate_babilong,
     find_files,
     is_correct,
     read_samples,
 )
+from skipalign.evaluation.suites import by_length
 from skipalign.files import read_json
 
 

@@ -29,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "depths": 2,
         "max_new_tokens": 2,
     },
+    "ruler": {"lengths": (640, 480), "tasks": ("niah_single_1", "niah_single_2"), "trials": 1},
 }
 
 

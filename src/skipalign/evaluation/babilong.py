@@ -130,11 +130,6 @@ def read_samples(
             )
 
 
-def by_length(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a document's accuracy by context length, all tasks together."""
-    return list(document["by_length"])
-
-
 def evaluate_babilong(
     generator: "Generator",
     tokenizer: "PreTrainedTokenizerBase",

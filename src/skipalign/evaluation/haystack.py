@@ -83,7 +83,7 @@ def tokenized(text: str, tokens_of: Callable[[str], Tokens]) -> Haystack:
     """Tokenise prose; a sentence begins with the space before it, the first one too."""
     text = " " + text
     tokens = tokens_of(text)
-    edges = _sentence_edges(text)
+    edges = sentence_edges(text)
     # A sentence begins with the first token that stops beyond the one before it; where that
     # token also began in the one before, there is no border.
     borders = np.searchsorted(tokens.stops, edges[:-1], side="right")
@@ -93,7 +93,7 @@ def tokenized(text: str, tokens_of: Callable[[str], Tokens]) -> Haystack:
     return Haystack(tokens.ids, borders[kept], sentences)
 
 
-def _sentence_edges(text: str) -> list[int]:
+def sentence_edges(text: str) -> list[int]:
     """Return 0, the characters at which a sentence ends, and the text's end."""
     edges = [0]
     for stop in [*(match.end() for match in _SENTENCE_STOP.finditer(text)), len(text)]:

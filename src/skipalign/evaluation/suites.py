@@ -18,7 +18,7 @@ from jaxtyping import Int
 from skipalign.conversation import Message
 from skipalign.errors import DataError, ModelError, RecipeError
 from skipalign.evaluation import thought_is_open
-from skipalign.evaluation.metrics import bootstrap_nested, share
+from skipalign.evaluation.metrics import bootstrap_nested, bootstrap_within, share
 from skipalign.evaluation.trial_log import TrialLog
 from skipalign.progress import Bar
 from skipalign.template import Template
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from skipalign.generation import Generator
 
-# Samples are asked together up to this many tokens; a kill loses no more than that, and nothing
+# Samples are asked together up to this many tokens; a kill loses no more than that, and less
 # where answers come one by one.
 _TOKENS_AT_ONCE = 65536
 _INTERVALS = 0x5317E
@@ -39,8 +39,19 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuiteSettings:
-    """What every benchmark is asked with.
+class AskSettings:
+    """What samples of any kind are asked with.
+
+    Args:
+        template_kwargs: what the chat template takes, such as `enable_thinking`.
+    """
+
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteSettings(AskSettings):
+    """What every benchmark that lies in files is asked with.
 
     Args:
         data: the published files: a folder, or the file where there is one.
@@ -53,7 +64,6 @@ class SuiteSettings:
     data: str
     max_prompt_tokens: int | None = None
     limit: int | None = None
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises RecipeError for limits that leave nothing."""
@@ -76,6 +86,7 @@ class Sample:
         target: the right answer, as JSON holds it.
         max_new_tokens: the longest answer.
         system: a system message; "" is none.
+        answer_start: stands after the chat template, and the answer goes on from it.
     """
 
     id: str
@@ -84,6 +95,7 @@ class Sample:
     target: Any
     max_new_tokens: int
     system: str = ""
+    answer_start: str = ""
 
 
 class Asker:
@@ -104,11 +116,14 @@ class Asker:
         self,
         generator: "Generator",
         tokenizer: "PreTrainedTokenizerBase",
-        settings: SuiteSettings,
+        settings: AskSettings,
         *,
         chat: bool = True,
     ) -> None:
         self.generator, self.tokenizer, self.settings = generator, tokenizer, settings
+        in_files = isinstance(settings, SuiteSettings)
+        self._place = settings.data if in_files else type(settings).__name__
+        self._max_prompt_tokens = settings.max_prompt_tokens if in_files else None
         self._texts = DataTokenizer(tokenizer)
         self._template = (
             Template(tokenizer, self._texts, settings.template_kwargs) if chat else None
@@ -139,7 +154,7 @@ class Asker:
         """
         prompt, was_cut = self._cut(sample.prompt)
         head, tail = self._around(sample.system)
-        text = head + prompt + tail
+        text = head + prompt + tail + sample.answer_start
         span = (len(head), len(head) + len(prompt))
         try:
             ids = self._texts.as_data(text, [span], self._texts.tokenize([text])[0]).ids
@@ -154,7 +169,7 @@ class Asker:
 
         Source: THUDM/LongBench, pred.py: half of the tokens from each end, decoded again.
         """
-        limit = self.settings.max_prompt_tokens
+        limit = self._max_prompt_tokens
         if limit is None or len(prompt.encode()) < limit:  # a token is a byte at least
             return prompt, False
         ids = cast("list[int]", self.tokenizer(prompt, verbose=False)["input_ids"])
@@ -208,7 +223,7 @@ class Asker:
         group: list[tuple[Sample, Int[np.ndarray, " T"], bool]] = []
         for sample in samples:
             if sample.id in ids:
-                raise DataError(f"{self.settings.data}: two samples have the id {sample.id!r}")
+                raise DataError(f"{self._place}: two samples have the id {sample.id!r}")
             ids[sample.id] = None
             if (sample.id,) in log.trials:
                 bar.advance()
@@ -221,7 +236,7 @@ class Asker:
         if group:
             self._ask(group, score, log, bar)
         if not ids:
-            raise DataError(f"{self.settings.data}: holds no sample; give the published files")
+            raise DataError(f"{self._place}: holds no sample; give the published files")
         return [log.trials[name,] for name in ids]
 
     def _ask(
@@ -276,6 +291,22 @@ def mean_score(rows: Sequence[Row]) -> dict[str, Any]:
     scores = [row["score"] for row in rows]
     low, high = bootstrap_nested([scores], np.random.default_rng(_INTERVALS))
     return {"n": len(scores), "mean": float(np.mean(scores)), "low": low, "high": high}
+
+
+def mean_of_means(groups: Iterable[Sequence[Row]]) -> dict[str, Any]:
+    """Return {n, mean, low, high} of the mean over groups, each weighing the same.
+
+    The interval is a bootstrap over the rows of each group; the groups themselves are fixed.
+    """
+    scores = [[row["score"] for row in rows] for rows in groups]
+    low, high = bootstrap_within(scores, np.random.default_rng(_INTERVALS))
+    mean = float(np.mean([np.mean(each) for each in scores]))
+    return {"n": sum(map(len, scores)), "mean": mean, "low": low, "high": high}
+
+
+def by_length(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a document's scores by context length, all its subtasks together."""
+    return list(document["by_length"])
 
 
 def grouped(rows: Iterable[Row], *labels: str) -> dict[tuple[Any, ...], list[Row]]:

@@ -9,16 +9,18 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from skipalign.evaluation.babilong import BabilongSettings, evaluate_babilong
-from skipalign.evaluation.babilong import by_length as babilong_by_length
 from skipalign.evaluation.infinitebench import InfiniteBenchSettings, evaluate_infinitebench
 from skipalign.evaluation.lm_eval import LmEvalSettings, evaluate_lm_eval
 from skipalign.evaluation.longbench import LongBenchSettings, evaluate_longbench
 from skipalign.evaluation.longbench_v2 import LongBenchV2Settings, evaluate_longbench_v2
-from skipalign.evaluation.needle import NeedleSettings, by_length, evaluate_needle
+from skipalign.evaluation.needle import NeedleSettings, evaluate_needle
+from skipalign.evaluation.needle import by_length as over_depths
 from skipalign.evaluation.nolima import NolimaSettings, evaluate_nolima
 from skipalign.evaluation.perplexity import PerplexitySettings, evaluate_perplexity
+from skipalign.evaluation.ruler import RulerSettings, evaluate_ruler
 from skipalign.evaluation.short_check import ShortCheckSettings, evaluate_short_check
 from skipalign.evaluation.stretch import StretchSettings, evaluate_stretch
+from skipalign.evaluation.suites import by_length
 
 Cells = list[dict[str, Any]]
 
@@ -71,7 +73,7 @@ class Task:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("needle", NeedleSettings, evaluate_needle, "context_length", rows=by_length),
+        Task("needle", NeedleSettings, evaluate_needle, "context_length", rows=over_depths),
         Task("stretch", StretchSettings, evaluate_stretch, "distance"),
         Task(
             "perplexity", PerplexitySettings, evaluate_perplexity, "context_length", measure="nats"
@@ -79,14 +81,13 @@ TASKS: dict[str, Task] = {
         Task("longbench", LongBenchSettings, evaluate_longbench, None, measure="score"),
         Task("longbench_v2", LongBenchV2Settings, evaluate_longbench_v2, None),
         Task("infinitebench", InfiniteBenchSettings, evaluate_infinitebench, None, measure="score"),
-        Task(
-            "babilong",
-            BabilongSettings,
-            evaluate_babilong,
-            "context_length",
-            rows=babilong_by_length,
-        ),
+        Task("babilong", BabilongSettings, evaluate_babilong, "context_length", rows=by_length),
         Task("nolima", NolimaSettings, evaluate_nolima, "context_length"),
+        Task(
+            *("ruler", RulerSettings, evaluate_ruler, "context_length"),
+            measure="score",
+            rows=by_length,
+        ),
         Task("short_check", ShortCheckSettings, evaluate_short_check, None),
         Task("lm_eval", LmEvalSettings, evaluate_lm_eval, None, measure="score"),
     )
