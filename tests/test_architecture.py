@@ -24,7 +24,7 @@ conversation tokens template encoding prepare
 laws positions key_bias coverage rope packing logit_scale
 visits batch model probe checkpoints engine training
 rows preference
-generation reuse tiny
+generation reuse http_post remote vllm_engine tiny
 evaluation.metrics evaluation evaluation.haystack evaluation.records evaluation.prompts
 evaluation.longbench_metrics evaluation.longbench_score evaluation.longbench_table
 evaluation.longbench_prompts

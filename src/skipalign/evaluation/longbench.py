@@ -37,7 +37,7 @@ TASK = "longbench"
 PREDICTIONS = "predictions"
 # What the answers of a folder were made with.
 ASKED = "asked.json"
-# Samples are asked together up to this many tokens; a kill loses no more than that, and nothing
+# Samples are asked together up to this many tokens; a kill loses no more than that, and less
 # where answers come one by one.
 _TOKENS_AT_ONCE = 65536
 _SILENT = Silent()

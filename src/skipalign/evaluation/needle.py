@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TASK = "needle"
 TRIALS = "needle.trials.jsonl"
 # Prompts of one length are asked together up to this many tokens; a kill loses no more than that,
-# and nothing where answers come one by one.
+# and less where answers come one by one.
 _TOKENS_AT_ONCE = 65536
 # Prompts that a run with reuse also computes the plain way, and the stream that chooses them.
 _NUM_CHECKED, _CHECKS = 4, 0xC4EC
