@@ -27,14 +27,33 @@ def test_the_newest_is_that_of_most_steps(tmp_path: Path):
     assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_what_is_not_whole_is_passed_over(tmp_path: Path):
+def test_what_is_not_whole_is_passed_over_with_the_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     good = checkpoint(tmp_path, 5)
+    (checkpoint(tmp_path, 7, sealed=False) / "shards").mkdir()
+    (tmp_path / "checkpoint-7/shards/one").write_bytes(b"part")
+    seal(tmp_path / "checkpoint-7", Counts())
+    (tmp_path / "checkpoint-7/shards/one").write_bytes(b"pa")
     checkpoint(tmp_path, 10, sealed=False)
     (checkpoint(tmp_path, 15) / "optimizer.pt").unlink()
     (checkpoint(tmp_path, 20) / "optimizer.pt").write_bytes(b"stat")
     (checkpoint(tmp_path, 25) / "skipalign_checkpoint.json").write_text("{")
     (tmp_path / "checkpoint-last").mkdir()
     assert newest_checkpoint(tmp_path) == good
+    told = [record.getMessage() for record in caplog.records]
+    for message, fault in zip(
+        told,
+        (
+            "checkpoint-25 is broken and passed over: ",
+            "checkpoint-20 is broken and passed over: optimizer.pt has 4 bytes of 5",
+            "checkpoint-15 is broken and passed over: optimizer.pt is missing",
+            "checkpoint-10 is broken and passed over: ",
+            "checkpoint-7 is broken and passed over: shards/one has 2 bytes of 4",
+        ),
+        strict=True,
+    ):
+        assert fault in message
 
 
 def test_counts_and_time_go_on(tmp_path: Path):

@@ -11,6 +11,7 @@ from skipalign.batch import Collator, PackCollator, pad
 from skipalign.checkpoints import Counts
 from skipalign.encoding import IGNORE_INDEX, Example, Segment
 from skipalign.engine import SkipTrainer, mean_over_samples, trained_per_sample
+from skipalign.errors import RunError
 from skipalign.packing import Attention
 from skipalign.positions import SkipAlign
 from skipalign.visits import PackDataset, PackSampler, Visit, VisitDataset, VisitSampler
@@ -86,6 +87,17 @@ def one_step(out: Path, batch_size: int, accumulation: int, *, by_sample: bool) 
     engine.train()
     assert engine.counts.num_sequences == len(EXAMPLES)
     return {name: before[name] - value for name, value in model.state_dict().items()}
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    engine = SkipTrainer(model=tiny_model(), args=args)
+    engine.require_finite_weights()
+    with torch.no_grad():
+        engine.model.model.norm.weight[3] = torch.nan
+    with pytest.raises(RunError, match=r"model\.norm\.weight is no longer a number after step 0"):
+        engine._save_checkpoint(engine.model, None)
+    assert not list(tmp_path.iterdir())
 
 
 def gradients(loss_of: dict[int, torch.Tensor], model: LlamaForCausalLM) -> dict:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from skipalign import training
+from skipalign.adapters import Lora
 from skipalign.checkpoints import newest_checkpoint
 from skipalign.errors import DataError, RecipeError, RunError, VisibilityError
 from skipalign.files import read_json, read_json_lines
@@ -45,7 +48,7 @@ TRAINER = {
 }
 
 
-def make_base(folder: Path, dropout: float = 0.0) -> Path:
+def make_base(folder: Path, dropout: float = 0.0, *, tied: bool = False) -> Path:
     special = ["<pad>", "<user>", "<assistant>", "<end>", "<unk>"]
     vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
     inner = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
@@ -68,6 +71,7 @@ def make_base(folder: Path, dropout: float = 0.0) -> Path:
         num_key_value_heads=2,
         max_position_embeddings=64,
         attention_dropout=dropout,
+        tie_word_embeddings=tied,
         pad_token_id=0,
         eos_token_id=3,
     )
@@ -113,12 +117,18 @@ def fit(base: Path, data: ExampleFile, out: Path, **changes: object):
         "key_bias": GapBias(),
         **changes,
     }
-    model = load_model(str(base), rope=Ntk(factor=8.0, temperature=1.2), max_position=512)
+    model = load_model(
+        str(base),
+        rope=Ntk(factor=8.0, temperature=1.2),
+        max_position=512,
+        adapter=options.pop("adapter", None),
+    )
     return train(model, load_tokenizer(str(base)), data, out, trainer=trainer, **options)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "model/model.safetensors")
+    (file,) = (out / "model").glob("*.safetensors")
+    return load_file(file)
 
 
 def config(out: Path) -> str:
@@ -179,7 +189,6 @@ def test_without_skips_and_bias_training_differs(base: Path, data: ExampleFile, 
     assert not torch.equal(found[1], found[2])
 
 
-NOTHING: dict = {}
 CHATS = {"chats": Contiguous()}
 CAUSAL = {
     "packing": Packing(max_tokens=96),
@@ -270,17 +279,17 @@ class Stop(training._Watch):
         if state.global_step == {step}:
             os.kill(os.getpid(), signal.{signal})
 
+    def on_substep_end(self, args, state, control, **kwargs):
+        if state.global_step + 0.5 == {step}:
+            os.kill(os.getpid(), signal.{signal})
+
 training._Watch = Stop
-outcome = t.fit(
-    Path({base!r}), ExampleFile(Path({data!r})), Path({out!r}), seed=4, **t.{options}
-)
+outcome = t.fit(Path({base!r}), ExampleFile(Path({data!r})), Path({out!r}), seed=4)
 print("interrupted", outcome.interrupted)
 """
 
 
-def start_and_stop(
-    base: Path, data: ExampleFile, out: Path, step: int, name: str, options: str = "NOTHING"
-) -> str:
+def start_and_stop(base: Path, data: ExampleFile, out: Path, step: float, name: str) -> str:
     script = INTERRUPTED.format(
         tests=str(Path(__file__).parent),
         step=step,
@@ -288,7 +297,6 @@ def start_and_stop(
         base=str(base),
         data=str(data_folder(data)),
         out=str(out),
-        options=options,
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -301,6 +309,26 @@ def start_and_stop(
     expected = -signal.SIGKILL if name == "SIGKILL" else 0
     assert done.returncode == expected, done.stderr[-2000:]
     return done.stdout
+
+
+def stop_after(
+    monkeypatch: pytest.MonkeyPatch, step: int, base: Path, data: ExampleFile, out: Path, **options
+):
+    """Leave a run as a kill in the middle of `step + 1` would: nothing is tidied up."""
+
+    class Killed(BaseException):
+        pass
+
+    class Stop(training._Watch):
+        def on_substep_end(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_Watch", Stop)
+        with pytest.raises(Killed):
+            fit(base, data, out, seed=4, **options)
+    assert not (out / "model").exists()
 
 
 @pytest.fixture(scope="module")
@@ -325,10 +353,11 @@ def one_thread():
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(("step", "name"), [(8, "SIGKILL"), (7, "SIGINT")])
+@pytest.mark.parametrize(("step", "name"), [(7.5, "SIGKILL"), (7, "SIGINT")])
 def test_a_stopped_run_ends_with_the_same_weights_to_the_bit(
-    base: Path, data: ExampleFile, tmp_path: Path, whole: Path, step: int, name: str
+    base: Path, data: ExampleFile, tmp_path: Path, whole: Path, step: float, name: str
 ):
+    """Step 7.5 is between the two batches of step 8; both lie in the middle of an epoch."""
     printed = start_and_stop(base, data, tmp_path, step, name)
     if name == "SIGINT":
         assert "interrupted True" in printed
@@ -354,13 +383,13 @@ SCALED_PACKS = {
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_stopped_run_of_packs_ends_with_the_same_weights_to_the_bit(
-    base: Path, data: ExampleFile, tmp_path: Path
+    base: Path, data: ExampleFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Killed in its second epoch, whose packs are others than those of the first."""
     whole = fit(base, data, tmp_path / "whole", seed=4, **SCALED_PACKS)
     state = (tmp_path / "whole/checkpoints/checkpoint-10/trainer_state.json").read_text()
     assert 1 < json.loads(state)["epoch"] < 2
-    start_and_stop(base, data, tmp_path / "stopped", 11, "SIGKILL", "SCALED_PACKS")
+    stop_after(monkeypatch, 11, base, data, tmp_path / "stopped", **SCALED_PACKS)
     left = newest_checkpoint(tmp_path / "stopped/checkpoints")
     assert left is not None
     assert left.name == "checkpoint-10"
@@ -370,11 +399,35 @@ def test_a_stopped_run_of_packs_ends_with_the_same_weights_to_the_bit(
     assert replace(whole, seconds=0) == replace(resumed, seconds=0)
 
 
+ADAPTED = {"adapter": Lora(r=4, dropout=0.1)}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_stopped_run_of_an_adapter_ends_with_the_same_weights_to_the_bit(
+    base: Path, data: ExampleFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fit(base, data, tmp_path / "whole", seed=4, **ADAPTED)
+    stop_after(monkeypatch, 8, base, data, tmp_path / "stopped", **ADAPTED)
+    left = newest_checkpoint(tmp_path / "stopped/checkpoints")
+    assert left is not None
+    assert left.name == "checkpoint-5"
+    assert not list(left.glob("*.bin"))
+    fit(base, data, tmp_path / "stopped", seed=4, **ADAPTED)
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert any("lora_A" in name for name in expected)
+    assert all(torch.equal(expected[part], found[part]) for part in expected)
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_a_broken_newest_checkpoint_is_passed_over(
-    base: Path, data: ExampleFile, tmp_path: Path, whole: Path
+    base: Path,
+    data: ExampleFile,
+    tmp_path: Path,
+    whole: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    start_and_stop(base, data, tmp_path, 11, "SIGKILL")
+    stop_after(monkeypatch, 11, base, data, tmp_path)
     newest = newest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None
     assert newest.name == "checkpoint-10"
@@ -383,6 +436,7 @@ def test_a_broken_newest_checkpoint_is_passed_over(
     older = newest_checkpoint(tmp_path / "checkpoints")
     assert older is not None
     assert older.name == "checkpoint-5"
+    assert "checkpoint-10 is broken and passed over: optimizer.pt has" in caplog.text
     fit(base, data, tmp_path, seed=4)
     expected, found = weights(whole), weights(tmp_path)
     assert all(torch.equal(expected[part], found[part]) for part in expected)
@@ -411,7 +465,6 @@ def test_kills_at_random_moments_never_lose_a_run(
         base=str(base),
         data=str(data_folder(data)),
         out=str(tmp_path),
-        options="NOTHING",
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     chance, kills = np.random.default_rng(0), 0
@@ -495,7 +548,61 @@ def test_options_that_packs_and_scales_do_not_take_are_refused(
         fit(base, data, tmp_path, packing=Packing(max_tokens=30, attention="block_diagonal"))
 
 
-def test_a_loss_that_is_no_number_stops_the_run(base: Path, data: ExampleFile, tmp_path: Path):
-    with pytest.raises(RunError, match="the loss is nan at step"):
-        fit(base, data, tmp_path, trainer={"learning_rate": 1e30, "max_grad_norm": 0.0})
+def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_samples(
+    base: Path, data: ExampleFile, tmp_path: Path
+):
+    trainer = {"learning_rate": 1e30, "max_grad_norm": 0.0, "warmup_steps": 3, "save_steps": 1}
+    with pytest.raises(RunError, match=r"is (nan|inf) at step 3, samples ") as stopped:
+        fit(base, data, tmp_path, trainer=trainer)
+    known = {data[row].id for row in range(len(data))}
+    named = set(re.findall("[0-9a-f]{16,}", str(stopped.value).partition("samples ")[2])) & known
+    assert len(named) in (4, 8), "of one batch, or of all batches of the step"
+    assert str(stopped.value).endswith("checkpoint-2")
     assert not (tmp_path / "model").exists()
+    kept = load_file(tmp_path / "checkpoints/checkpoint-2/model.safetensors")
+    assert all(bool(torch.isfinite(value).all()) for value in kept.values())
+
+
+def test_gradients_and_weights_that_are_no_numbers_are_neither_taken_nor_saved(
+    base: Path, data: ExampleFile, tmp_path: Path
+):
+    model = load_model(str(base))
+    weight = model.model.norm.weight
+    weight.register_hook(lambda gradient: gradient * math.inf)
+    before = weight.detach().clone()
+    options = {"strategies": CHATS, "trainer": {**TRAINER, "save_steps": 1}}
+    with pytest.raises(RunError, match=r"norm of the gradient is (inf|nan) at step 1, samples"):
+        train(model, load_tokenizer(str(base)), data, tmp_path, **options)
+    assert torch.equal(model.model.norm.weight, before)
+    assert newest_checkpoint(tmp_path / "checkpoints") is None
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_memory_that_is_too_small_is_told_in_one_line_with_the_cure(
+    base: Path, data: ExampleFile, tmp_path: Path, on_gpu: bool
+):
+    """Without a GPU its error is raised by hand; the CPU's comes from asking for too much."""
+
+    def ask_for_too_much(*_: object) -> None:
+        if on_gpu:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        torch.empty(2**55)
+
+    def third_step(module: torch.nn.Module, args: object) -> None:
+        calls.append(1)
+        # Four batches are of two steps; the probe's passes come before them, without gradients.
+        if torch.is_grad_enabled() and sum(calls) > 4:
+            ask_for_too_much()
+
+    calls: list[int] = []
+    model = load_model(str(base))
+    model.register_forward_pre_hook(
+        lambda module, args: third_step(module, args) if torch.is_grad_enabled() else None
+    )
+    options = {"strategies": CHATS, "trainer": {**TRAINER, "save_steps": 1}}
+    with pytest.raises(RunError, match=r"out of memory at step 3, with 4 x \d+ tokens") as stopped:
+        train(model, load_tokenizer(str(base)), data, tmp_path, **options)
+    message = str(stopped.value)
+    assert "trainer.per_device_train_batch_size (4)" in message
+    assert message.endswith("kept: " + str(tmp_path / "checkpoints/checkpoint-2"))
+    assert "\n" not in message

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from skipalign.adapters import Dora, Lora, QLora, RsLora
     from skipalign.batch import Collator
     from skipalign.conversation import read_conversations
     from skipalign.encoding import Encoder, Example, Segment
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from skipalign.visits import VisitDataset, VisitSampler
 
 _HOMES = {
+    "adapters": ("Lora", "RsLora", "Dora", "QLora"),
     "batch": ("Collator",),
     "conversation": ("read_conversations",),
     "encoding": ("Encoder", "Example", "Segment"),
@@ -54,18 +56,22 @@ __all__ = [
     "Collator",
     "Contiguous",
     "Cream",
+    "Dora",
     "Encoder",
     "Example",
     "ExampleFile",
     "GapBias",
     "Logo",
     "LongRecipe",
+    "Lora",
     "NoiseBias",
     "Packing",
     "PermutedBias",
     "PoSE",
     "PoSEAtMarkers",
+    "QLora",
     "RandPos",
+    "RsLora",
     "Segment",
     "SkipAlign",
     "SkipAlignCollator",

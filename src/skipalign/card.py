@@ -8,6 +8,7 @@ from typing import Any
 from skipalign.files import write_text
 from skipalign.model import MINIMUM_TRANSFORMERS
 
+_LOADING = "## Loading\n\n"
 RESULTS_BLOCK = "<!-- results -->\nNot evaluated yet.\n<!-- /results -->"
 
 
@@ -22,7 +23,9 @@ def write_card(
         accounting: of accounting.json, where data was prepared.
     """
     base = training["base"]["path"]
-    header = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    adapter = training.get("adapter") if training["train"] else None
+    library = "peft" if adapter else "transformers"
+    header = ["---", f"library_name: {library}", "pipeline_tag: text-generation"]
     header += [f"base_model: {_yaml_text(base)}", "tags: [skipalign, long-context]", "---"]
     parts = [
         "\n".join(header),
@@ -31,7 +34,7 @@ def write_card(
         "## Results\n\n" + RESULTS_BLOCK,
         "## Data\n\n" + _data(training, accounting),
         "## Settings\n\n" + _table(_flat(_settings(training))),
-        "## Loading\n\n" + _loading(),
+        _LOADING + (_loading_adapter(training) if adapter else _loading()),
     ]
     write_text(model_dir / "README.md", "\n\n".join(parts) + "\n")
 
@@ -47,11 +50,15 @@ def _how(training: Mapping[str, Any]) -> str:
     if packing:
         seen = "as one text" if packing["attention"] == "causal" else "each sample for itself"
         added.append(f"samples packed into rows of {packing['max_tokens']:,} tokens, {seen}")
+    adapter = training.get("adapter")
+    if adapter:
+        added.append(f"an adapter `{adapter['type']}` of rank {adapter['r']}")
     more = f", with {', '.join(added)}" if added else ""
+    kind = "an adapter, to be loaded as said below" if adapter else "an ordinary checkpoint"
     return (
         f"Fine-tuned by skipalign with the position strategy {_text(names)}{more}, "
         f"{training['steps']:,} steps, rows of at most {training['max_row_tokens']:,} tokens. It "
-        "is an ordinary checkpoint: positions skip in training only."
+        f"is {kind}: positions skip in training only."
     )
 
 
@@ -70,16 +77,52 @@ def _data(training: Mapping[str, Any], accounting: Mapping[str, Any] | None) -> 
 
 
 def _settings(training: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("strategies", "key_bias", "packing", "logit_scale", "rope", "trainer", "seed")
+    keys = (
+        "strategies",
+        "key_bias",
+        "packing",
+        "logit_scale",
+        "adapter",
+        "rope",
+        "trainer",
+        "seed",
+    )
     return {key: training[key] for key in keys if key in training}
 
 
-def _loading() -> str:
-    versions = ", ".join(
-        f"{name} {metadata.version(name)}" for name in ("skipalign", "transformers")
+def write_merged_card(model_dir: Path, adapter_dir: str) -> None:
+    """Write the card of a plain model made of an adapter: the adapter's, where it has one."""
+    path = Path(adapter_dir, "README.md")
+    found = path.read_text(encoding="utf-8") if path.is_file() else ""
+    kept = found.partition(_LOADING)[0] if RESULTS_BLOCK.split("\n")[0] in found else ""
+    kept = kept.replace("library_name: peft", "library_name: transformers", 1)
+    kept = kept.replace("an adapter, to be loaded as said below", "an adapter merged into its base")
+    kept = kept or f"---\nlibrary_name: transformers\n---\n\n# {_text(model_dir.name)}\n\n"
+    write_text(model_dir / "README.md", kept + _LOADING + _loading() + "\n")
+
+
+def _loading_adapter(training: Mapping[str, Any]) -> str:
+    in_bits = (
+        " It was trained beside a base in 4 bits; loaded and merged it is beside the base in full."
+        if training["adapter"]["type"] == "qlora"
+        else ""
     )
     return (
-        f"Made with {versions}. transformers {MINIMUM_TRANSFORMERS} or newer reads the RoPE "
+        "This is an adapter. `skipalign merge ADAPTER OUT` makes the portable "
+        "form: a plain model that any loader runs. The adapter belongs to the RoPE settings in "
+        "its config.json: skipalign restores them (`skipalign.load_model`) and refuses to load "
+        "without them; PEFT alone puts it on the base's own RoPE, where far positions fail."
+        f"{in_bits} Made with {_versions()}."
+    )
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {metadata.version(name)}" for name in ("skipalign", "transformers"))
+
+
+def _loading() -> str:
+    return (
+        f"Made with {_versions()}. transformers {MINIMUM_TRANSFORMERS} or newer reads the RoPE "
         "settings from `rope_parameters`; `rope_theta` and `rope_scaling` hold the same for older "
         "loaders. Evaluation uses natural positions."
     )

@@ -4,6 +4,7 @@ A checkpoint is written aside and renamed; a manifest of its files' sizes, writt
 it is whole.
 """
 
+import logging
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from skipalign.errors import RunError
 from skipalign.files import append_json_line, read_json, read_json_lines, write_json
 
 MANIFEST = "skipalign_checkpoint.json"
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -31,17 +33,26 @@ class Counts:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint; a broken one is passed over."""
+    """Return the newest whole checkpoint; a broken one is passed over with a warning."""
     found = sorted(
         (path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()),
         key=lambda path: int(path.name[11:]),
     )
-    return next((path for path in reversed(found) if _is_whole(path)), None)
+    for path in reversed(found):
+        fault = _fault(path)
+        if fault is None:
+            return path
+        _log.warning("%s is broken and passed over: %s", path, fault)
+    return None
 
 
 def seal(folder: Path, counts: Counts) -> None:
     """Write the manifest of a checkpoint whose files are all there."""
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     kept = {name: value for name, value in asdict(counts).items() if name != "started"}
     document = {"sizes": sizes, "counts": kept, "spent": counts.spent}
     write_json(folder / MANIFEST, document)
@@ -57,15 +68,21 @@ def counts_at(checkpoint: Path | None) -> Counts:
     return counts
 
 
-def _is_whole(folder: Path) -> bool:
+def _fault(folder: Path) -> str | None:
+    """Return what a checkpoint lacks, or None for a whole one."""
     try:
-        sizes = read_json(folder / MANIFEST)["sizes"]
-    except (RunError, KeyError):
-        return False
-    return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == size
-        for name, size in sizes.items()
-    )
+        sizes: dict[str, int] = read_json(folder / MANIFEST)["sizes"]
+    except RunError as error:
+        return str(error)
+    except KeyError:
+        return f"{MANIFEST} has no sizes"
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes of {size:,}"
+    return None
 
 
 def keep_losses_until(path: Path, checkpoint: Path | None) -> None:

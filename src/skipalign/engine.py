@@ -3,9 +3,10 @@
 Shape letters: B rows, T tokens of the longest row, S places for samples.
 """
 
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,19 +17,45 @@ from torch import Tensor
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
+from skipalign import adapters
 from skipalign.batch import Batch
 from skipalign.checkpoints import Counts, seal
 from skipalign.encoding import IGNORE_INDEX
+from skipalign.errors import RunError
 from skipalign.probe import fit_mask
-from skipalign.visits import PackSampler, VisitSampler
+from skipalign.visits import PackSampler, Visit, VisitSampler
+
+_SAMPLES_NAMED = 8
+
+
+class Named:
+    """A collator whose batches also say which samples they hold.
+
+    Args:
+        collator: visits, or packs of visits, to a batch.
+    """
+
+    def __init__(self, collator: Callable[[Any], Batch]) -> None:
+        self.collator = collator
+
+    def __call__(self, rows: Sequence[Visit | Sequence[Visit]]) -> dict[str, Any]:
+        visits = [each for row in rows for each in ([row] if isinstance(row, Visit) else row)]
+        return {**self.collator(rows), "samples": [visit.example.id for visit in visits]}
 
 
 class SkipTrainer(Trainer):
-    """transformers' Trainer with our order, masks and loss; checkpoints are whole or absent."""
+    """transformers' Trainer with our order, masks and loss; checkpoints are whole or absent.
+
+    A loss, a gradient or a weight that is no longer a number raises RunError before it reaches
+    the weights or a checkpoint.
+    """
 
     sampler: VisitSampler | PackSampler
     counts: Counts
     samples_weigh_the_same: bool = False
+    samples: Sequence[str] = ()  # of the batch at hand
+    row_shape: tuple[int, ...] = ()
+    _step_samples: Sequence[str] = ()
     _aside: Path | None = None
 
     def load(self, state: TrainerState, checkpoint: Path) -> None:
@@ -44,6 +71,7 @@ class SkipTrainer(Trainer):
     ) -> tuple[list[Any], Any]:
         """Return the batches of one optimizer step and what its loss is a mean over."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._step_samples = [each for batch in batches for each in batch.get("samples", ())]
         if not (self.samples_weigh_the_same and batches):
             return batches, num_items
         counts = [trained_per_sample(each["labels"], each["sample_ids"])[0] for each in batches]
@@ -63,10 +91,33 @@ class SkipTrainer(Trainer):
         sample_ids = inputs.pop("sample_ids", None)
         if self.samples_weigh_the_same:
             self.compute_loss_func = partial(mean_over_samples, sample_ids=sample_ids)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = found[0] if return_outputs else found
+        self._require_number("loss", float(loss.detach()), self.samples)
+        return found
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # A scaler of half precision expects gradients that overflow, and leaves those steps out.
+        if norm is not None and self.accelerator.scaler is None:
+            self._require_number("norm of the gradient", float(norm), self._step_samples)
+        return norm
+
+    def _require_number(self, what: str, value: float, samples: Sequence[str]) -> None:
+        if math.isfinite(value):
+            return
+        named = ", ".join(samples[:_SAMPLES_NAMED])
+        more = f" and {len(samples) - _SAMPLES_NAMED} more" if samples[_SAMPLES_NAMED:] else ""
+        raise RunError(
+            f"the {what} is {value} at step {self.state.global_step + 1}, samples {named}{more}; "
+            "lower trainer.learning_rate, set trainer.max_grad_norm, or look at those samples "
+            "(skipalign preview) - no weight was changed by that step"
+        )
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         batch = cast(Batch, super()._prepare_inputs(inputs))
+        self.samples = cast(Any, batch).pop("samples", ())
+        self.row_shape = tuple(batch["input_ids"].shape)
         mask = batch["attention_mask"]
         self._count(batch)
         batch["attention_mask"] = fit_mask(mask, next(cast(Any, self.model).parameters()).dtype)
@@ -86,11 +137,18 @@ class SkipTrainer(Trainer):
         self.counts.trained_tokens += int((batch["labels"] != IGNORE_INDEX).sum())
         self.counts.max_row_tokens = max(self.counts.max_row_tokens, width)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not adapters.is_attached(self.model):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            adapters.save(self.model, Path(str(output_dir)), state_dict)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._aside) if self._aside else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save into a folder aside, then rename: a checkpoint that has its name is whole."""
+        self.require_finite_weights()
         root = Path(str(self.args.output_dir))
         name = f"checkpoint-{self.state.global_step}"
         self._aside = root / ".partial"
@@ -110,6 +168,19 @@ class SkipTrainer(Trainer):
         rotate_checkpoints(
             output_dir=str(root), save_total_limit=self.args.save_total_limit, use_mtime=False
         )
+
+    def require_finite_weights(self) -> None:
+        """Refuse to save weights that are no numbers.
+
+        Raises:
+            RunError: names the first of them.
+        """
+        for name, parameter in cast(Any, self.model).named_parameters():
+            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+                raise RunError(
+                    f"the weight {name} is no longer a number after step "
+                    f"{self.state.global_step}; lower trainer.learning_rate - it is not saved"
+                )
 
 
 def trained_per_sample(

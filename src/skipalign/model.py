@@ -5,6 +5,8 @@ Weights are read from safetensors only, and no code of a checkpoint is ever run.
 
 import hashlib
 import json
+import os
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from transformers import PretrainedConfig as Config
 from transformers import PreTrainedModel as Model
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from skipalign import adapters
+from skipalign.adapters import Adapter
 from skipalign.errors import ModelError
 from skipalign.files import write_text
 from skipalign.rope import BATCH_DEPENDENT, NoExtension, RopeBase, RopeExtension
@@ -57,8 +61,13 @@ def load_model(
     skips: bool = False,
     dtype: str = "float32",
     attn_implementation: str = "sdpa",
+    adapter: Adapter | None = None,
+    base: str | None = None,
+    seed: int = 0,
 ) -> Model:
     """Load a causal language model, its RoPE extended, ready for positions in [0, max_position).
+
+    A folder with an adapter is loaded with its base, in the RoPE settings that it was saved with.
 
     Args:
         path: local folder or hub id.
@@ -68,28 +77,46 @@ def load_model(
         skips: whether position ids will skip; refuses what is wrong with skipped positions.
         dtype: of the weights: float32, bfloat16 or float16.
         attn_implementation: of transformers: sdpa, eager, flex_attention, flash_attention_2.
+        adapter: a new one to train beside the frozen weights.
+        base: of the adapter at `path`, where it no longer lies where its config says.
+        seed: of a new adapter's first values.
 
     Raises:
         ModelError: the checkpoint cannot be loaded or cannot be used for what is asked.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    found = adapters.base_of(path, revision)
+    if found is not None and (rope is not None or adapter is not None):
+        raise ModelError(
+            f"{path}: is an adapter, which cannot be trained on or extended - make a plain model "
+            f"of it first: skipalign merge {path} OUT"
+        )
     config = load_config(path, revision=revision)
     if rope is not None:
         extend(config, rope, max_position, where=path)
     if skips:
         refuse_skips(config, max_position or config.max_position_embeddings, where=path)
+    options: dict[str, Any] = {"attn_implementation": attn_implementation}
+    options["dtype"] = getattr(torch, dtype)
+    if found is not None:
+        weights, of_base = (base, None) if base else found
+        model = _load_weights(weights, config, revision=of_base, **options)
+        return adapters.load(model, path, revision=revision)
+    if adapter is not None:
+        options["quantization_config"] = adapter.quantization(options["dtype"])
+    model = _load_weights(path, config, revision=revision, **options)
+    if adapter is None:
+        return model
+    return adapters.attach(model, adapter, base=path, revision=revision, seed=seed)
+
+
+def _load_weights(path: str, config: Config, **options: Any) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=revision,
-            config=config,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attn_implementation,
-            use_safetensors=True,
-            trust_remote_code=False,
+            path, config=config, use_safetensors=True, trust_remote_code=False, **options
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(_load_message("model", path, error)) from None
 
 
@@ -189,18 +216,70 @@ def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     """Save weights, config, tokenizer and generation config; make config.json readable by all.
 
     transformers 5 writes `rope_parameters` only. A loader that knows the older keys alone would
-    take its default theta without a word, so they are written beside it.
+    take its default theta without a word, so they are written beside it. Of a model with an
+    adapter only that is saved, with the same config: without it the adapter finds other positions.
     """
-    model.save_pretrained(folder)
+    if adapters.is_attached(model):
+        adapters.save(model, folder)
+        model.config.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)  # of a base in 4 bits, which the adapter does not need
     parameters = config.get("rope_parameters")
     if parameters:
         config["rope_theta"] = parameters["rope_theta"]
         if parameters.get("rope_type", "default") != "default":
             config["rope_scaling"] = {**parameters, "type": parameters["rope_type"]}
     write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def merge(
+    path: str, out: Path, *, base: str | None = None, dtype: str | None = None
+) -> dict[str, Any]:
+    """Write an adapter and its base as one plain model, which loads without skipalign and PEFT.
+
+    Args:
+        path: folder or hub id of the adapter.
+        out: folder of the plain model; it must not be there.
+        base: of the adapter, where it no longer lies where its config says.
+        dtype: of the weights; None is that of the base.
+
+    Returns:
+        {dtype, change, largest}: by how much a logit changed at most at far positions, and the
+        largest logit.
+
+    Raises:
+        ModelError: no adapter, or one that cannot be loaded; or `out` is there already.
+    """
+    if adapters.base_of(path) is None:
+        raise ModelError(f"{path}: no {adapters.CONFIG}, so it is no adapter; give one")
+    if out.exists():
+        raise ModelError(f"{out}: is there already; give a new folder, or remove it")
+    saved = str(load_config(path).dtype).removeprefix("torch.")
+    dtype = dtype or (saved if saved in DTYPES else "float32")
+    model = load_model(path, base=base, dtype=dtype)
+    before = _far_logits(model)
+    plain = adapters.merged(model)
+    change = float((_far_logits(plain) - before).abs().max())
+    aside = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    save_model(plain, load_tokenizer(path), aside)
+    os.replace(aside, out)
+    return {"dtype": dtype, "change": change, "largest": float(before.abs().max())}
+
+
+def _far_logits(model: Any) -> torch.Tensor:
+    """Return logits of a few tokens that lie as far apart as the window allows."""
+    window = model.config.max_position_embeddings
+    num_ids = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, 17, device=model.device)[None] * 7919 % num_ids
+    positions = torch.linspace(0, window - 1, 16, device=model.device).long()[None]
+    with torch.no_grad():
+        output = model(ids, attention_mask=torch.ones_like(ids), position_ids=positions)
+    return output.logits.float()
 
 
 def _load_message(part: str, path: str, error: Exception) -> str:

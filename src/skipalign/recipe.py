@@ -159,6 +159,7 @@ class Recipe:
             key_bias=settings.key_bias,
             packing=settings.packing,
             logit_scale=settings.logit_scale,
+            adapter=settings.adapter,
             trainer=settings.trainer,
             template_kwargs=settings.template_kwargs,
             train=settings.train,
@@ -312,7 +313,8 @@ def _name_of(settings: Settings) -> str:
     names = dict.fromkeys(strategy.name for strategy in settings.strategies.values())
     words = ["normal" if name == "contiguous" else name for name in names]
     added = {"bias": settings.key_bias, "packed": settings.packing, "scaled": settings.logit_scale}
-    return "-".join([*words, *(word for word, value in added.items() if value is not None)])
+    words += [word for word, value in added.items() if value is not None]
+    return "-".join(words + ([settings.adapter.type] if settings.adapter else []))
 
 
 def _check_trainer(trainer: Mapping[str, Any], where: str) -> None:

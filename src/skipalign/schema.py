@@ -14,6 +14,7 @@ from typing import get_type_hints as hints_of
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -22,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from skipalign.adapters import ADAPTERS, Adapter, refuse_prompt_learning
 from skipalign.errors import RecipeError
 from skipalign.evaluation.tasks import TASKS
 from skipalign.key_bias import KEY_BIASES, KeyBias
@@ -119,6 +121,7 @@ if TYPE_CHECKING:
     _Data = Any
     _Packing = Packing
     _LogitScale = float | str
+    _Adapter = Adapter
 else:
     _Strategy = _one_of(STRATEGIES, "name")
     _KeyBias = _one_of(KEY_BIASES, "name")
@@ -126,6 +129,7 @@ else:
     _Data = _mirror(Source, strategy=(_Strategy | None, None))
     _Packing = Annotated[_mirror(Packing), AfterValidator(_built)]
     _LogitScale = Annotated[Any, AfterValidator(_logit_scale)]
+    _Adapter = Annotated[_one_of(ADAPTERS, "type"), BeforeValidator(refuse_prompt_learning)]
 
 
 class Base(_Strict):
@@ -159,6 +163,7 @@ class Settings(_Strict):
     key_bias: _KeyBias | None = None
     packing: _Packing | None = None
     logit_scale: _LogitScale | None = None
+    adapter: _Adapter | None = None
     trainer: dict[str, Any] = {}
     template_kwargs: dict[str, Any] = {}
     train: bool = True

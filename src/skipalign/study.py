@@ -25,6 +25,7 @@ import torch
 
 from skipalign import coverage, report, tiny
 from skipalign import prepare as prepare_room
+from skipalign.adapters import Adapter
 from skipalign.card import write_card
 from skipalign.encoding import DEFAULT_TEMPLATE
 from skipalign.errors import RunError
@@ -71,6 +72,7 @@ class Training:
         rope: RoPE extension.
         packing: how samples share rows, or None.
         logit_scale: what attention logits are multiplied by in training, or None.
+        adapter: what is trained instead of all weights, or None.
         trainer: keys of transformers' TrainingArguments.
         template_kwargs: what the chat template takes.
         tasks: the settings of each task to evaluate, by its name.
@@ -87,6 +89,7 @@ class Training:
     key_bias: KeyBias | None = None
     packing: Packing | None = None
     logit_scale: float | str | None = None
+    adapter: Adapter | None = None
     trainer: Mapping[str, Any] = field(default_factory=dict)
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     tasks: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +106,7 @@ class Training:
             name: {"name": strategy.name, **asdict(strategy)}  # type: ignore[call-overload]
             for name, strategy in self.strategies.items()
         }
-        bias = self.key_bias
+        bias, adapter = self.key_bias, self.adapter
         return {
             "method": self.method,
             "seed": self.seed,
@@ -113,6 +116,7 @@ class Training:
             "key_bias": {"name": bias.name, **asdict(bias)} if bias else None,  # type: ignore[call-overload]
             "packing": asdict(self.packing) if self.packing else None,
             "logit_scale": self.logit_scale,
+            "adapter": {"type": adapter.type, **asdict(adapter)} if adapter else None,
             "rope": {"type": self.rope.type, **asdict(self.rope)},  # type: ignore[call-overload]
             "trainer": dict(self.trainer),
             "template_kwargs": dict(self.template_kwargs),
@@ -268,6 +272,8 @@ def train(
         skips=training.max_position > 0,
         dtype=training.base.dtype,
         attn_implementation=training.base.attn_implementation,
+        adapter=training.adapter if training.train else None,
+        seed=training.seed,
     )
     tokenizer = load_tokenizer(base, revision=training.base.revision)
     if tokenizer.chat_template is None:

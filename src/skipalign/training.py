@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from skipalign.batch import Collator, PackCollator
 from skipalign.checkpoints import counts_at, keep_losses_until, newest_checkpoint
-from skipalign.engine import SkipTrainer
+from skipalign.engine import Named, SkipTrainer
 from skipalign.errors import RecipeError, RunError, VisibilityError
 from skipalign.files import append_json_line, write_json
 from skipalign.key_bias import KeyBias
@@ -68,6 +68,7 @@ DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,  # it would hide a loss of NaN from the one who must stop
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
+_CPU_MEMORY = "DefaultCPUAllocator"  # on a CPU, what cannot be had is a plain RuntimeError
 # Those that take a 4-D float mask, in which a key bias and the borders of packs travel.
 MASK_IMPLEMENTATIONS = ("eager", "sdpa")
 
@@ -152,7 +153,7 @@ def train(
     Raises:
         RecipeError, DataError, ModelError: options that do not fit each other, data or model.
         VisibilityError: the layout cannot be kept right, or the probe failed.
-        RunError: the loss is no longer a number.
+        RunError: the loss or a weight is no longer a number, or memory is too small.
     """
     args = training_arguments(trainer or {}, output_dir=out / "checkpoints", seed=seed)
     collator = Collator(
@@ -168,8 +169,10 @@ def train(
     scaled = contextlib.nullcontext() if logit_scale is None else scaled_logits(model)
     with _ctrl_c_stops(watch), (progress or Silent()).bar("train", None) as bar, scaled:
         watch.bar = bar
-        _train_from(engine, newest_checkpoint(Path(args.output_dir)), out)
+        with _told_with_the_cure(engine, out):
+            _train_from(engine, newest_checkpoint(Path(args.output_dir)), out)
     if not watch.interrupted and engine.is_world_process_zero():
+        engine.require_finite_weights()
         _save_final(engine, tokenizer, out / "model")
     return watch.outcome(engine)
 
@@ -199,7 +202,7 @@ def _engine(
         args=args,
         train_dataset=visits if packing is None else PackDataset(visits),
         data_collator=cast(
-            Any, collator if packing is None else PackCollator(collator, packing.attention)
+            Any, Named(collator if packing is None else PackCollator(collator, packing.attention))
         ),
     )
     engine.remove_callback(PrinterCallback)
@@ -241,6 +244,31 @@ def _train_from(engine: SkipTrainer, checkpoint: Path | None, out: Path) -> None
         engine.train(resume_from_checkpoint=str(checkpoint))
         return
     engine.load(state, checkpoint)
+
+
+@contextlib.contextmanager
+def _told_with_the_cure(engine: SkipTrainer, out: Path) -> Generator[None]:
+    """Say where a run stopped, what is kept and, of memory that is too small, what saves some."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"{out}: {error}; {_kept(engine)}") from None
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and _CPU_MEMORY not in str(error):
+            raise
+        args, rows = engine.args, " x ".join(f"{each:,}" for each in engine.row_shape)
+        raise RunError(
+            f"{out}: out of memory at step {engine.state.global_step + 1}, with {rows} tokens; "
+            f"lower trainer.per_device_train_batch_size ({args.per_device_train_batch_size}) and "
+            "raise trainer.gradient_accumulation_steps by as much, set "
+            "trainer.gradient_checkpointing: true or base.dtype: bfloat16, lower max_tokens of "
+            f"the data, or use adapter: lora; {_kept(engine)}"
+        ) from None
+
+
+def _kept(engine: SkipTrainer) -> str:
+    newest = newest_checkpoint(Path(str(engine.args.output_dir)))
+    return f"kept: {newest}" if newest else "there was no checkpoint yet"
 
 
 def refuse_layout(
@@ -382,12 +410,6 @@ class _Watch(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        if not math.isfinite(float(logs["loss"])):
-            raise RunError(
-                f"{self.out}: the loss is {logs['loss']} at step {state.global_step}; lower "
-                "trainer.learning_rate or set trainer.max_grad_norm, and start again - the last "
-                "checkpoint is kept"
-            )
         if self.trainer.is_world_process_zero():
             line = {
                 "step": state.global_step,

@@ -16,7 +16,13 @@ from skipalign.errors import RecipeError
 _MOST_VALUES = 100_000  # of a document with its aliases written out
 _FLOAT = "tag:yaml.org,2002:float"
 # The keys by which a mapping says what it is.
-_TAGS = {"base": "path", "strategy": "name", "key_bias": "name", "rope": "type"}
+_TAGS = {
+    "base": "path",
+    "strategy": "name",
+    "key_bias": "name",
+    "rope": "type",
+    "adapter": "type",
+}
 _METHOD_FORMS = (*_TAGS, "trainer", "template_kwargs", "evaluation")
 
 
