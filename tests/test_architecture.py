@@ -35,7 +35,7 @@ evaluation.longbench_v2 evaluation.infinitebench evaluation.babilong evaluation.
 evaluation.ruler
 evaluation.short_check evaluation.lm_eval
 evaluation.tasks
-results scores figures provenance comparison ablation page report card
+results scores figures provenance comparison ablation boards page report card
 tiny.corpus tiny.pretraining tiny.make study plan integrations integrations.trl
 yaml_tree grid schema recipe sample terminal preview doctor
 commands commands.options commands.data commands.training commands.evaluation commands.machine cli

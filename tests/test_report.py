@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -23,12 +24,14 @@ from made_runs import (
     write_stretch,
 )
 from skipalign.errors import RunError
+from skipalign.evaluation.longbench_score import score_folder
 from skipalign.files import read_json, write_json
 from skipalign.report import (
     add_results_to_cards,
     study_document,
     table,
     terminal_table,
+    terminal_tables,
     write_report,
     write_study_document,
 )
@@ -179,6 +182,44 @@ def test_runs_side_by_side(tmp_path):
     text = Elements(write_report(folders, tmp_path / "both.html")).text
     assert "normal (a)" in text
     assert "normal (b)" in text
+
+
+def test_one_command_makes_the_page_of_results_without_a_training(tmp_path):
+    """LongBench with the published rows, needle maps and perplexity curves, of a folder alone."""
+    made = make_study(tmp_path / "run", methods=("normal",), seeds=(0,)) / "normal/seed-0"
+    shutil.copytree(made / "evaluation", tmp_path / "mine")
+    scored = score_folder(Path(__file__).parent / "predictions")
+    scored["incomplete"]["lcc"] = HOSTILE
+    write_json(tmp_path / "mine/longbench/longbench.json", {**scored, "cells": []})
+    elements = Elements(write_report([tmp_path / "mine"]))
+    text = " ".join(elements.text.split())
+    sections = {attributes.get("id") for attributes in elements.all("section")}
+    assert {"longbench", "needle", "maps", "perplexity"} <= sections
+    assert not {"cost", "coverage", "loss", "probe", "data"} & sections
+    assert "GPT-3.5-Turbo-16k" in text
+    assert "Published: longbench-v1" in text
+    assert HOSTILE in elements.text, "shown as text"
+    assert f"{scored['tasks']['lcc']['score']:.2f}" in text
+    assert [str(drawn.title) for drawn in terminal_tables([tmp_path / "mine"])] == [
+        "mine: longbench-v1, percent [95% interval]",
+        "Needle accuracy by tokens of context: mean over seeds, 95% interval",
+    ]
+    document = study_document([tmp_path / "mine"])
+    (row,) = (row for row in document["boards"]["longbench"] if row["part"] == "lcc")
+    assert (row["method"], row["score"], row["n"]) == ("mine", scored["tasks"]["lcc"]["score"], 4)
+    assert document["settings"]["longbench"]["protocol"] == "longbench-v1"
+
+
+def test_protocols_are_told_apart_on_the_page_and_refused_in_a_document(tmp_path):
+    for name, e in (("plain", False), ("by-length", True)):
+        scored = score_folder(Path(__file__).parent / "predictions", e=e)
+        write_json(tmp_path / name / "longbench.json", {**scored, "cells": []})
+    folders = [tmp_path / "plain", tmp_path / "by-length"]
+    text = " ".join(Elements(write_report(folders, tmp_path / "both.html")).text.split())
+    assert "Not measured alike, so not in one table: protocol is longbench-v1 for plain" in text
+    assert "0-4k" in text
+    with pytest.raises(RunError, match="protocol is longbench-v1 for plain and longbench-e for"):
+        study_document(folders)
 
 
 # -------------------------------------------------------------------------------- hostile text

@@ -90,7 +90,30 @@ def test_a_document_of_another_version_or_without_its_parts_is_noted(tmp_path):
     assert not {"coverage", "probe"} & set(found.documents)
 
 
+@pytest.mark.parametrize("place", ["evaluation/needle", "needle", "."])
+def test_a_folder_of_results_alone_is_read(run, tmp_path, place):
+    kept = run / "normal/seed-0/evaluation/needle"
+    shutil.copytree(kept, tmp_path / "mine" / place, dirs_exist_ok=True)
+    (training,) = read_run(tmp_path / "mine").trainings
+    assert (training.method, training.seed) == ("mine", None)
+    known = read_training(run / "normal/seed-0")
+    assert training.cells["needle"] == known.cells["needle"]
+    assert outcomes(training, "needle") == outcomes(known, "needle")
+
+
 # ----------------------------------------------------------------------------- cells and trials
+
+
+def test_the_subtasks_of_one_length_are_pooled(tmp_path):
+    share = {"mean": 0.5, "low": 0.1, "high": 0.9}
+    cells = [
+        {"name": "qa1", "context_length": 4000, "n": 4, "correct": 1, **share},
+        {"name": "qa2", "context_length": 4000, "n": 4, "correct": 3, **share},
+        {"name": "qa1", "context_length": 8000, "n": 2, "correct": 1, **share},
+    ]
+    write_json(tmp_path / "mine/babilong.json", {"task": "babilong", "cells": cells})
+    found = read_training(tmp_path / "mine").cells["babilong"]
+    assert found == {4000: {0.0: Cell(4, 8)}, 8000: {0.0: Cell(1, 2)}}
 
 
 def test_every_task_against_a_number_of_tokens_is_read():

@@ -22,6 +22,9 @@ TITLES = {
     "needle": "Needle accuracy by context length",
     "stretch": "Stretch probe",
     "perplexity": "Natural text by context length",
+    "babilong": "BABILong",
+    "nolima": "NoLiMa",
+    "ruler": "RULER",
 }
 LEADS = {
     "needle": "A random value is hidden at several depths of a text that is really long, and the "
@@ -34,6 +37,12 @@ LEADS = {
     "perplexity": "How well the model expects held-out prose at the end of a text of that length. "
     "Each figure is the loss in nats per token, lower is better; its exponential is the "
     "perplexity. It is the mean over documents",
+    "babilong": "A question about facts that are hidden in books; the lengths are the mean tokens "
+    "of a published size. Each figure is the share of right answers, all subtasks together",
+    "nolima": "A question whose words are not those of the fact that answers it. Each figure is "
+    "the share of right answers",
+    "ruler": "Synthetic tasks of retrieval, tracing and counting. Each figure is the share of the "
+    "strings asked for, all subtasks together",
 }
 CAPTIONS = {
     "needle": "long text: positions and dilution together",

@@ -9,6 +9,7 @@ from typing import Any
 
 from skipalign import figures
 from skipalign.ablation import ablations, drawn
+from skipalign.boards import boards
 from skipalign.comparison import CAPTIONS, LEADS, TITLES, block, span
 from skipalign.coverage import density
 from skipalign.provenance import (
@@ -37,11 +38,15 @@ def page(runs: Sequence[Run]) -> dict[str, Any]:
     tasks = _tasks(groups, window)
     found = _ablations(groups, window)
     blocks = [each for task in tasks for each in task["blocks"]]
-    first: Mapping[str, Any] = next(iter(tasks[0]["blocks"]), {"rows": [], "paired": []})
+    needles = next((task["blocks"] for task in tasks if task["name"] == "needle"), [])
+    first: Mapping[str, Any] = next(iter(needles), {"rows": [], "paired": []})
     short, differences = (
         {row["method"]: row for row in at_window(first[kind], window)}
         for kind in ("rows", "paired")
     )
+    shown_boards = boards(groups)
+    starts = ["ablation"] if 2 * sum(each["num_methods"] for each in found) > len(groups) else []
+    starts += [each["name"] for each in (*tasks, *shown_boards)]
     return {
         "title": ", ".join(run.folder.resolve().name for run in runs),
         "summary": _summary(groups),
@@ -49,8 +54,11 @@ def page(runs: Sequence[Run]) -> dict[str, Any]:
         "notes": _notes(runs, blocks),
         "window": f"{window:,}" if window else None,
         "tasks": tasks,
+        "boards": shown_boards,
+        "first_section": (*starts, "repeat")[0],
+        "has_trainings": has_trainings(groups),
         "ablations": found,
-        "ablation_first": 2 * sum(each["num_methods"] for each in found) > len(groups),
+        "ablation_first": starts[:1] == ["ablation"],
         **_coverage(groups),
         **_losses(groups),
         "settings": settings(groups),
@@ -83,7 +91,20 @@ def _tasks(groups: Sequence[Group], window: int | None) -> list[dict[str, Any]]:
         }
         for task in TOKENS_OF_TASK
     ]
-    return [task for task in found if task["blocks"] or task["name"] == "needle"]
+    expected = "needle" if has_trainings(groups) else None
+    return [task for task in found if task["blocks"] or task["name"] == expected]
+
+
+def has_trainings(groups: Sequence[Group]) -> bool:
+    """Whether more than results is known, or nothing at all yet."""
+    seeds = any(each.seeds for each in groups)
+    return (
+        not groups
+        or seeds
+        or any(
+            _has(each, part) for each in groups for part in ("training", "seconds", *OF_TRAINING)
+        )
+    )
 
 
 def _ablations(groups: Sequence[Group], window: int | None) -> list[dict[str, Any]]:
@@ -98,6 +119,9 @@ def _ablations(groups: Sequence[Group], window: int | None) -> list[dict[str, An
 def _summary(groups: Sequence[Group]) -> str:
     if not groups:
         return "Nothing has been trained or measured here yet."
+    if not has_trainings(groups):
+        names = ", ".join(each.name for each in groups)
+        return f"Results of {names}; how the models were trained is not known."
     if len(groups) == 1 and len(groups[0].trainings) == 1:
         seed = groups[0].trainings[0].seed
         return f"One training: {groups[0].name}" + ("." if seed is None else f", seed {seed}.")

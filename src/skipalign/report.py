@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from skipalign import __version__, figures
+from skipalign import __version__, boards, figures
 from skipalign.comparison import multiple, span
 from skipalign.errors import RunError
+from skipalign.evaluation import longbench_table
 from skipalign.evaluation.tasks import TASKS
 from skipalign.files import write_json, write_text
 from skipalign.page import page
@@ -50,6 +51,7 @@ __all__ = [
     "study_document",
     "table",
     "terminal_table",
+    "terminal_tables",
     "write_report",
     "write_study_document",
 ]
@@ -144,6 +146,28 @@ def terminal_table(run_dirs: Sequence[str | Path]) -> "Table":
     return drawn
 
 
+def terminal_tables(run_dirs: Sequence[str | Path]) -> "list[Table]":
+    """Return what there is to show at the end: LongBench's tables, and needle accuracy.
+
+    The needle's table is left out where nothing was asked but LongBench.
+
+    Raises:
+        RunError: as `table`.
+    """
+    groups = group([read_run(folder) for folder in run_dirs])
+    found = [
+        longbench_table.terminal_table(
+            document,
+            name=each.name if training.seed is None else f"{each.name}, {training.label}",
+        )
+        for each in groups
+        for training in each.trainings
+        if (document := training.documents.get(boards.LONGBENCH))
+    ]
+    measured = any(each.documents("needle") for each in groups)
+    return [*found, terminal_table(run_dirs)] if measured or not found else found
+
+
 def _terminal_cell(row: Mapping[str, Any] | None, *, narrow: bool = False) -> "Text":
     from rich.text import Text
 
@@ -171,8 +195,9 @@ def _terminal_caption(found: Sequence[Mapping[str, Any]], window: int | None) ->
 def study_document(run_dirs: Sequence[str | Path]) -> dict[str, Any]:
     """Return what a run found as one document: `report --json-out` writes it.
 
-    `rows` and `paired` are the needle's, `tasks` holds those of every other task; `cost` and
-    `coverage` are means over seeds, null where a method has none. `settings` tell how each task
+    `rows` and `paired` are the needle's, `tasks` holds those of every other task over tokens,
+    `boards` the rows of every benchmark told by its parts; `cost` and `coverage` are means over
+    seeds, null where a method has none. `settings` tell how each task
     was measured. `environment` is by run folder where there are several. Equal runs give equal
     documents.
 
@@ -189,6 +214,8 @@ def study_document(run_dirs: Sequence[str | Path]) -> dict[str, Any]:
         task: {"measure": TASKS[task].measure, "rows": rows(each), "paired": paired(each, against)}
         for task, each in measured.items()
     }
+    blocks = {task: boards.only_block(groups, task) for task in boards.NAMES}
+    told = {task: block for task, block in blocks.items() if block is not None}
     needle = tables.pop("needle", {"rows": [], "paired": []})
     short = {row["method"]: row for row in at_window(needle["rows"], window)}
     environments = {run.folder.resolve().name: _plain(run.environment) for run in runs}
@@ -196,14 +223,15 @@ def study_document(run_dirs: Sequence[str | Path]) -> dict[str, Any]:
         "rows": needle["rows"],
         "paired": needle["paired"],
         "tasks": tables,
+        "boards": {task: boards.rows(block) for task, block in told.items()},
         "reference": against.name if against else None,
         "training_window": window,
         "cost": costs(groups, short),
         "coverage": coverages(groups),
         "seeds": sorted({seed for each in groups for seed in each.seeds}),
         "settings": {
-            task: {"digest": section.digest, **section.settings}
-            for task, section in measured.items()
+            **{task: {"digest": one.digest, **one.settings} for task, one in measured.items()},
+            **{task: dict(block.settings) for task, block in told.items()},
         },
         "environment": environments if len(runs) > 1 else next(iter(environments.values()), {}),
     }

@@ -1,7 +1,8 @@
 """Run folders -> what lies in them: trainings by method and seed, with the cells of their results.
 
 A run folder holds one training, or one per method and seed in METHOD/seed-N/. What a training
-has not made yet is absent here, never an error.
+has not made yet is absent here, never an error. A folder of results alone, as `evaluate --out`
+writes it, is read as a training of which nothing else is known.
 """
 
 import json
@@ -25,12 +26,17 @@ DOCUMENTS = {
     "accounting": "accounting.json",
     "probe": "probe.json",
     "coverage": "coverage.json",
-    **{name: TASKS[name].document for name in TOKENS_OF_TASK},
+    **{name: task.document for name, task in TASKS.items()},
     "seconds": "seconds.json",
 }
 LOSS = "loss.jsonl"
 REQUIRED = {
-    **dict.fromkeys(TOKENS_OF_TASK, ("cells",)),
+    **dict.fromkeys(TASKS, ("cells",)),
+    # As `score --json` prints it as well.
+    "longbench": (
+        *("protocol", "scoring", "tasks", "categories", "averages"),
+        *("incomplete", "recursion_errors", "unclosed_think"),
+    ),
     "probe": ("checks",),
     "accounting": ("sources",),
     "coverage": (
@@ -134,8 +140,9 @@ def read_run(folder: str | Path) -> Run:
     flat = [folder] if not nested and _holds_training(folder) else []
     if not nested and not flat and not (folder / "recipe.yaml").is_file():
         raise RunError(
-            f"{folder}: no run folder; it must hold recipe.yaml, training.json or "
-            "METHOD/seed-N/ - give a folder that `skipalign run` or `skipalign train` made"
+            f"{folder}: no run folder; it must hold recipe.yaml, training.json, METHOD/seed-N/ or "
+            "results, such as longbench.json - give a folder that `skipalign run`, `train` or "
+            "`evaluate` made"
         )
     unread: dict[str, str] = {}
     trainings = [read_training(path) for path in nested or flat]
@@ -153,10 +160,11 @@ def read_training(folder: Path) -> Training:
     unread: dict[str, str] = {}
     documents: dict[str, Mapping[str, Any]] = {}
     cells: dict[str, Cells] = {}
-    for name, path in DOCUMENTS.items():
-        document = _read_document(folder / path, name, unread)
+    for name in DOCUMENTS:
+        path = place_of(folder, name)
+        document = _read_document(path, name, unread)
         if document is not None and name in TOKENS_OF_TASK:
-            cells[name] = _read_cells(document, name, folder / path, unread)
+            cells[name] = _read_cells(document, name, path, unread)
         if document is not None and name not in unread:
             documents[name] = document
     training = documents.get("training", {})
@@ -174,9 +182,22 @@ def read_training(folder: Path) -> Training:
     )
 
 
+def place_of(folder: Path, name: str) -> Path:
+    """Return where a document of `DOCUMENTS` is, or would be.
+
+    Results lie in evaluation/TASK/ of a training; without one in TASK/ or in the folder itself.
+    """
+    usual = folder / DOCUMENTS[name]
+    if name not in TASKS or usual.exists():
+        return usual
+    found = (path for path in (folder / name / usual.name, folder / usual.name) if path.exists())
+    return next(found, usual)
+
+
 def _holds_training(folder: Path) -> bool:
-    names = (*DOCUMENTS.values(), LOSS, "model", "checkpoints", "data")
-    return any((folder / name).exists() for name in names)
+    names = (LOSS, "model", "checkpoints", "data")
+    made = any((folder / name).exists() for name in names)
+    return made or any(place_of(folder, name).exists() for name in DOCUMENTS)
 
 
 def _order(training: Training) -> tuple[float, bool, str, int]:
@@ -215,8 +236,9 @@ def _read_cells(
                 "as numbers - delete the file and evaluate again"
             )
             return {}
-        if found.n > 0:
-            cells.setdefault(tokens, {})[depth] = found
+        if found.n > 0:  # a benchmark may have several cells of one length, one for each subtask
+            depths = cells.setdefault(tokens, {})
+            depths[depth] = pooled([depths[depth], found]) if depth in depths else found
     return cells
 
 
@@ -273,7 +295,7 @@ def _kept_trials(training: Training, task: str) -> dict[tuple[int, float], list[
     document: list[Any] = list(training.documents[task]["cells"])
     if all("trials" in cell for cell in document):
         return {_place(cell, task): cell["trials"] for cell in document}
-    beside = training.folder / DOCUMENTS[task]
+    beside = place_of(training.folder, task)
     kept: dict[tuple[int, float], list[Any]] = {}
     try:
         lines = read_json_lines(beside.with_suffix(".trials.jsonl"))[1:]

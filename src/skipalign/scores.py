@@ -29,9 +29,12 @@ from skipalign.results import (
     read_run,
 )
 
-# No conditions of a score: each length stands for itself, a text is known by its digest, and what
-# is computed once is computed alike.
-NO_CONDITIONS = ("lengths", "distances", "haystack", "reuse")
+# No conditions of a score: each length stands for itself, files are known by their digest, and
+# what is computed once or together is computed alike.
+NO_CONDITIONS = (
+    *("lengths", "distances", "haystack", "data", "include_path"),
+    *("reuse", "batch_size"),
+)
 BOOTSTRAP_SEED = 0
 # What differences are taken against, where a run has it.
 REFERENCE = "normal"
@@ -78,7 +81,7 @@ def conditions(document: Mapping[str, Any]) -> dict[str, Any]:
 
     Results that know nothing of a setting were measured with what is its default now.
     """
-    parts = (document.get(part) or {} for part in ("settings", "prompts", "text"))
+    parts = (document.get(part) or {} for part in ("settings", "prompts", "text", "harness"))
     found = _defaults(document.get("task")) | {
         key: value for part in parts for key, value in part.items()
     }
@@ -229,6 +232,13 @@ def paired(section: Section, against: Group | None) -> list[dict[str, Any]]:
                 row = {"method": each.name, key: tokens, "against": found.name}
                 table_rows.append({**row, **difference(pairs)})
     return table_rows
+
+
+def common_starts(one: Group, other: Group) -> list[tuple[Training, Training]]:
+    """Return the trainings of two methods that have seed and base in common, pair by pair."""
+    theirs = {_start(training): training for training in other.trainings}
+    known = ((training, _start(training)) for training in one.trainings)
+    return [(training, theirs[start]) for training, start in known if start and start in theirs]
 
 
 def _start(training: Training) -> tuple[int, str] | None:

@@ -60,20 +60,26 @@ def refuse_unlike(documents: Mapping[str, Mapping[str, Any]]) -> None:
         RunError: another protocol, other numbers of samples, or faults of the official code kept
             in one and not in the other.
     """
+    if found := unlike(documents):
+        raise RunError(
+            f"LongBench scores that were not measured alike: {'; '.join(found)} - show them "
+            "apart, or score the same samples in the same way"
+        )
+
+
+def unlike(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return in what the first document was measured unlike the others, a phrase each."""
     (first, one), *others = documents.items()
     known = _conditions(one)
+    phrases: list[str] = []
     for name, other in others:
         found = _conditions(other)
-        unlike = [
+        phrases += [
             f"{key} is {known[key]} for {first} and {found[key]} for {name}"
             for key in known
             if key in found and found[key] != known[key]
         ]
-        if unlike:
-            raise RunError(
-                f"LongBench scores that were not measured alike: {'; '.join(unlike)} - show them "
-                "apart, or score the same samples in the same way"
-            )
+    return phrases
 
 
 def _conditions(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,13 +97,20 @@ def _entries(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [entry] if "score" in entry else list(entry.values())
 
 
-def terminal_table(document: Mapping[str, Any]) -> "Table":
-    """Return the scores as a table; beside those of LongBench the published ones of one model."""
+def terminal_table(document: Mapping[str, Any], name: str = "") -> "Table":
+    """Return the scores as a table; beside those of LongBench the published ones of one model.
+
+    Args:
+        document: of `score_folder`.
+        name: of what was scored, for the title.
+    """
     from rich.table import Table
+    from rich.text import Text
 
     by_bucket = document["protocol"] == PROTOCOL_E
     columns = BUCKETS if by_bucket else ("score",)
-    table = Table(title=f"{document['protocol']}, percent [95% interval]", title_justify="left")
+    title = f"{name}{': ' if name else ''}{document['protocol']}, percent [95% interval]"
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

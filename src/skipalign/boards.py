@@ -1,0 +1,434 @@
+"""Results -> benchmarks told part by part, methods side by side: LongBench beside published rows.
+
+A part is a task, a category or an average. Scores that were not measured alike stand in tables of
+their own; published scores stand beside those of the same protocol and the same samples alone.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean, pvariance
+from typing import Any
+
+from skipalign import figures
+from skipalign.errors import RunError
+from skipalign.evaluation import longbench_table
+from skipalign.evaluation.longbench_score import BUCKETS, CATEGORIES, PROTOCOL, PROTOCOL_E
+from skipalign.evaluation.longbench_score import TASKS as LONGBENCH_TASKS
+from skipalign.evaluation.longbench_score import grouped as longbench_groups
+from skipalign.evaluation.tasks import TASKS
+from skipalign.provenance import flatten
+from skipalign.results import TOKENS_OF_TASK, Group
+from skipalign.scores import conditions, settings_digest
+
+# The tasks that are no curve over tokens.
+NAMES = tuple(name for name in TASKS if name not in TOKENS_OF_TASK)
+LONGBENCH = "longbench"
+TITLES = {
+    "longbench": "LongBench",
+    "longbench_v2": "LongBench v2",
+    "infinitebench": "InfiniteBench",
+    "short_check": "Short instructions",
+    "lm_eval": "lm-evaluation-harness",
+}
+LEADS = {
+    "longbench": "Real questions on long texts, asked and scored as LongBench’s authors do, in "
+    "percent. A category is the mean of its tasks in one language; an average is the mean of six "
+    "categories, or of all tasks where its name says so. Code counts in every language",
+    "longbench_v2": "The share of questions with four options that were answered right",
+    "infinitebench": "The score of each task from 0 to 1, as its authors score it",
+    "short_check": "The share of short instructions that were followed, each scored by a rule: "
+    "what a model could do before it learnt far reach",
+    "lm_eval": "The harness’s own figures; an interval is 1.96 of its standard errors to each side",
+}
+PROTOCOLS = {PROTOCOL: "LongBench (21 tasks)", PROTOCOL_E: "LongBench-E (13 tasks by length)"}
+_NORMAL = 1.959964  # standard errors on each side of a 95% interval
+_WORDS = {
+    "single_doc_qa": "single-document QA",
+    "multi_doc_qa": "multi-document QA",
+    "english_and_chinese": "mean of English and Chinese average",
+    "english_tasks": "mean of all English tasks",
+    "chinese_tasks": "mean of all Chinese tasks",
+    "bilingual_tasks": "mean of all tasks",
+}
+_PLACES = {
+    name: place
+    for place, name in enumerate(
+        sorted(LONGBENCH_TASKS, key=lambda name: CATEGORIES.index(LONGBENCH_TASKS[name].category))
+    )
+}
+_LANGUAGES = {"en": "English", "zh": "Chinese", "code": "code"}
+
+Score = Mapping[str, Any]
+"""{score, n, low, high}, low and high None where there is no interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A row of a table.
+
+    Attributes:
+        name: of a task, a category or an average.
+        heading: what it stands under, "" for nothing.
+        is_mean: whether it is the mean of others.
+    """
+
+    name: str
+    heading: str = ""
+    is_mean: bool = False
+
+
+# By part and by bucket of length, which is "" but for LongBench-E.
+Scores = dict[Part, dict[str, Score]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """The documents of a task that were measured alike, one for each seed, by method."""
+
+    task: str
+    documents: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    @property
+    def first(self) -> Mapping[str, Any]:
+        """A document, for what all have in common."""
+        return next(iter(self.documents.values()))[0]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What all were measured with."""
+        if self.task == LONGBENCH:
+            return {"protocol": self.first["protocol"], **self.first["scoring"]}
+        return conditions(self.first)
+
+
+# ---------------------------------------------------------------------------- what is alike
+
+
+def blocks(groups: Sequence[Group], task: str) -> list[Block]:
+    """Divide the results of a task by how they were measured, in order of appearance."""
+    homes: list[dict[str, list[Mapping[str, Any]]]] = []
+    for each in groups:
+        for document in each.documents(task):
+            home = next((home for home in homes if _fits(task, home, document)), None)
+            if home is None:
+                homes.append(home := {})
+            home.setdefault(each.name, []).append(document)
+    return [Block(task, home) for home in homes]
+
+
+def _fits(
+    task: str, home: Mapping[str, Sequence[Mapping[str, Any]]], document: Mapping[str, Any]
+) -> bool:
+    there = [each for documents in home.values() for each in documents]
+    if task == LONGBENCH:  # other tasks may have been asked, so every pair is looked at
+        return not any(longbench_table.unlike({"it": document, "one": one}) for one in there)
+    return settings_digest(there[0]) == settings_digest(document)
+
+
+def only_block(groups: Sequence[Group], task: str) -> Block | None:
+    """Return the one block of a task; None where nothing was measured.
+
+    Raises:
+        RunError: results that cannot be read, or that were not all measured in one way.
+    """
+    for training in (training for each in groups for training in each.trainings):
+        if task in training.unread:
+            raise RunError(training.unread[task])
+    found = blocks(groups, task)
+    if len(found) > 1:
+        if task == LONGBENCH:
+            longbench_table.refuse_unlike(_named(found))
+        raise RunError(
+            f"the task {task} was measured in {len(found)} unlike ways, which cannot stand in one "
+            "table; report those runs one by one, or open the page, which shows them apart"
+        )
+    return found[0] if found else None
+
+
+def _named(found: Sequence[Block]) -> dict[str, Mapping[str, Any]]:
+    """Return one document of each block by its method, told apart where it is the same one."""
+    names = [", ".join(block.documents) for block in found]
+    return {
+        name if names.count(name) == 1 else f"{name} ({place})": block.first
+        for place, (name, block) in enumerate(zip(names, found, strict=True), start=1)
+    }
+
+
+# ------------------------------------------------------------------------------------ parts
+
+
+def scores_of(document: Mapping[str, Any]) -> Scores:
+    """Return the parts of a document that have a score, in the order of the table."""
+    if "protocol" in document:
+        return _longbench(document)
+    summary = document.get("summary") or {}
+    named = {name: each for name, each in summary.items() if _is_score(each)}
+    found: Scores = {}
+    if "all" in named:
+        found[Part("all", is_mean=True)] = {"": _score(named.pop("all"))}
+    for cell in document["cells"]:
+        found[Part(str(cell["name"]))] = {"": _score(cell)}
+    if "mean_of_tasks" in summary:
+        found[Part("mean of tasks", is_mean=True)] = {"": _mean_of(document["cells"])}
+    for name, each in named.items():
+        found[Part(name, "the same, divided otherwise")] = {"": _score(each)}
+    return found
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"mean", "n", "low", "high"} <= {*value}
+
+
+def _score(cell: Mapping[str, Any]) -> Score:
+    return {"score": cell["mean"], **{key: cell[key] for key in ("n", "low", "high")}}
+
+
+def _mean_of(cells: Sequence[Mapping[str, Any]]) -> Score:
+    """Return the mean of tasks that were asked other questions each."""
+    reach = _NORMAL * math.sqrt(sum(_stderr(cell) ** 2 for cell in cells)) / len(cells)
+    mean = fmean(cell["mean"] for cell in cells)
+    return {
+        "score": mean,
+        "n": sum(cell["n"] for cell in cells),
+        "low": mean - reach,
+        "high": mean + reach,
+    }
+
+
+def _stderr(score: Mapping[str, Any]) -> float:
+    return (score["high"] - score["low"]) / (2 * _NORMAL)
+
+
+def _longbench(document: Mapping[str, Any]) -> Scores:
+    """Return tasks by category, then the categories and the average of each language."""
+    found: Scores = {}
+    for category in CATEGORIES:
+        for name, task in LONGBENCH_TASKS.items():
+            if task.category == category and name in document["tasks"]:
+                found[Part(name, _words(category))] = _by_bucket(document["tasks"][name])
+    averages = dict(document["averages"])
+    for variant, categories in document["categories"].items():
+        heading = _words(variant)
+        for category, entry in categories.items():
+            found[Part(_words(category), heading)] = _by_bucket(entry)
+        found[Part(f"{heading} average", heading, is_mean=True)] = _by_bucket(averages.pop(variant))
+    for name, entry in averages.items():
+        found[Part(_words(name), "Other averages", is_mean=True)] = _by_bucket(entry)
+    return {part: each for part, each in found.items() if each}
+
+
+def _by_bucket(entry: Mapping[str, Any]) -> dict[str, Score]:
+    every = {"": entry} if "score" in entry else entry
+    return {bucket: each for bucket, each in every.items() if each["score"] is not None}
+
+
+def _words(name: str) -> str:
+    text = _WORDS.get(name, name.replace("_", " "))
+    return text[:1].upper() + text[1:]
+
+
+# --------------------------------------------------------------------------------- over seeds
+
+
+def over_seeds(scores: Sequence[Score]) -> dict[str, Any]:
+    """Return {score, n, low, high, num_seeds} of a part that was measured once for each seed.
+
+    All seeds answered the same samples. So what the choice of samples leaves open does not shrink
+    with more seeds: to the mean of the seeds' squared errors comes that of the mean over seeds.
+    """
+    mean = fmean(each["score"] for each in scores)
+    known = [each for each in scores if each["low"] is not None]
+    found = {"score": mean, "n": scores[0]["n"], "num_seeds": len(scores)}
+    if len(scores) == 1 or len(known) < len(scores):
+        ends = {key: scores[0][key] if len(scores) == 1 else None for key in ("low", "high")}
+        return found | ends
+    between = pvariance([each["score"] for each in scores]) / len(scores)
+    reach = _NORMAL * math.sqrt(between + fmean(_stderr(each) ** 2 for each in scores))
+    return found | {"low": mean - reach, "high": mean + reach}
+
+
+def rows(block: Block) -> list[dict[str, Any]]:
+    """Return {part, heading, bucket, method, score, low, high, n, num_seeds}, part by part."""
+    columns = {
+        method: [scores_of(document) for document in documents]
+        for method, documents in block.documents.items()
+    }
+    found: list[dict[str, Any]] = []
+    for part in _order(columns.values()):
+        for method, seeds in columns.items():
+            for bucket in BUCKETS if _is_by_bucket(block) else ("",):
+                scores = [seed[part][bucket] for seed in seeds if bucket in seed.get(part, {})]
+                if scores and len(scores) == len(seeds):
+                    place = {"part": part.name, "heading": part.heading, "bucket": bucket}
+                    found.append({**place, "method": method, **over_seeds(scores)})
+    return found
+
+
+def _order(columns: Iterable[Sequence[Scores]]) -> list[Part]:
+    """Return all parts; a task that the first document lacks has its place among the tasks."""
+    every = dict.fromkeys(part for seeds in columns for seed in seeds for part in seed)
+    return sorted(every, key=lambda part: _PLACES.get(part.name, len(_PLACES)))
+
+
+def _is_by_bucket(block: Block) -> bool:
+    return block.task == LONGBENCH and block.first["protocol"] == PROTOCOL_E
+
+
+# --------------------------------------------------------------------------------- published
+
+
+def published(block: Block) -> dict[str, Any]:
+    """Return {names, scores, note}: what LongBench's authors published for what stands here.
+
+    `scores` are by (heading, part), one for each of `names`; a part of which not all published
+    samples were asked has none. Of another protocol there are no names, and `note` says so.
+    """
+    if block.task != LONGBENCH:
+        return {"names": [], "scores": {}, "note": ""}
+    known = longbench_table.reference()
+    if longbench_table.unlike({"published": known, "here": block.first}):
+        note = (
+            f"The published rows are of the protocol {known['protocol']}, these scores of "
+            f"{block.first['protocol']}: they are not put side by side."
+        )
+        return {"names": [], "scores": {}, "note": note}
+    fewer: dict[str, str] = {}
+    for documents in block.documents.values():
+        fewer |= {name: n for document in documents for name, n in document["incomplete"].items()}
+    models = known["models"].values()
+    tasks = {
+        (_words(task.category), name): [model["tasks"][name] for model in models]
+        for name, task in LONGBENCH_TASKS.items()
+        if name not in fewer
+    }
+    note = f"Published: {known['protocol']}, all samples of each task; {known['source']}."
+    if fewer:
+        listed = ", ".join(f"{name} {share}" for name, share in fewer.items())
+        note += f" They do not stand beside scores of other numbers of samples: {listed}."
+    scores = tasks | _published_means(models, fewer)
+    return {"names": list(known["models"]), "scores": scores, "note": note}
+
+
+def _published_means(
+    models: Iterable[Mapping[str, Any]], fewer: Mapping[str, str]
+) -> dict[tuple[str, str], list[float]]:
+    found: dict[tuple[str, str], list[float]] = {}
+    for variant, categories in longbench_groups().items():
+        if variant not in next(iter(models)):
+            continue
+        heading = _words(variant)
+        for category, tasks in categories.items():
+            if not {*tasks} & {*fewer}:
+                found[heading, _words(category)] = [model[variant][category] for model in models]
+        if not {task for tasks in categories.values() for task in tasks} & {*fewer}:
+            found[heading, f"{heading} average"] = [model[variant]["average"] for model in models]
+    return found
+
+
+# ------------------------------------------------------------------------------------ the page
+
+
+def boards(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return what the page says of every benchmark that some training was measured in."""
+    found = [
+        {
+            "name": task,
+            "title": TITLES.get(task, task.replace("_", " ").capitalize()),
+            "lead": LEADS.get(task, "The scores"),
+            "blocks": [drawn(block) for block in blocks(groups, task)],
+            "apart": _apart(task, groups),
+        }
+        for task in NAMES
+    ]
+    return [each for each in found if each["blocks"]]
+
+
+def _apart(task: str, groups: Sequence[Group]) -> str:
+    """Say why a benchmark has several tables; "" where it has one."""
+    found = blocks(groups, task)
+    if len(found) < 2:
+        return ""
+    phrases = longbench_table.unlike(_named(found)) if task == LONGBENCH else []
+    return "; ".join(phrases) or "other settings, below each table"
+
+
+def drawn(block: Block) -> dict[str, Any]:
+    """Return a table: a row for each part, columns for the methods, then the published rows."""
+    found = rows(block)
+    beside = published(block)
+    buckets = BUCKETS if _is_by_bucket(block) else ("",)
+    columns = [(method, bucket) for method in block.documents for bucket in buckets]
+    cells: dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]] = {}
+    for row in found:
+        place = cells.setdefault((row["heading"], row["part"]), {})
+        place[row["method"], row["bucket"]] = row
+    means = {
+        (part.heading, part.name)
+        for documents in block.documents.values()
+        for part in scores_of(documents[0])
+        if part.is_mean
+    }
+    digits = 2 if block.task == LONGBENCH else 3
+    table_rows = [
+        {
+            "heading": heading,
+            "name": name,
+            "is_mean": (heading, name) in means,
+            "language": _language(name),
+            "cells": [_cell(each.get(column), digits) for column in columns],
+            "n": _counts(each, buckets),
+            "published": [f"{score:.1f}" for score in beside["scores"].get((heading, name), ())]
+            or [None] * len(beside["names"]),
+        }
+        for (heading, name), each in cells.items()
+    ]
+    seeds = {row["method"]: row["num_seeds"] for row in found}
+    return {
+        "title": TITLES.get(block.task, block.task),
+        "protocol": PROTOCOLS.get(block.first.get("protocol", ""), ""),
+        "methods": [{"name": name, "seeds": seeds.get(name, 0)} for name in block.documents],
+        "buckets": [bucket for bucket in buckets if bucket],
+        "published": beside["names"],
+        "published_note": beside["note"],
+        "sections": [
+            (heading, list(each))
+            for heading, each in groupby(table_rows, key=lambda row: row["heading"])
+        ],
+        "notes": _notes(block),
+        "settings": "; ".join(f"{key} {value}" for key, value in flatten(block.settings)),
+        "csv": figures.csv_link(found),
+    }
+
+
+def _cell(row: Mapping[str, Any] | None, digits: int) -> dict[str, str] | None:
+    if row is None:
+        return None
+    known = row["low"] is not None
+    ends = f"[{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if known else "no interval"
+    return {"text": f"{row['score']:.{digits}f}", "interval": ends}
+
+
+def _counts(cells: Mapping[tuple[str, str], Mapping[str, Any]], buckets: Sequence[str]) -> str:
+    """Return n, which is the same for all methods, by bucket where there are several."""
+    by_bucket = {bucket: row["n"] for (_, bucket), row in cells.items()}
+    return " / ".join(
+        f"{by_bucket[bucket]:,}" if bucket in by_bucket else "0" for bucket in buckets
+    )
+
+
+def _language(name: str) -> str:
+    task = LONGBENCH_TASKS.get(name)
+    return _LANGUAGES[task.language] if task else ""
+
+
+def _notes(block: Block) -> list[str]:
+    """Return what must be known of LongBench's scores besides them, by method."""
+    if block.task != LONGBENCH:
+        return []
+    found: dict[str, None] = {}
+    for name, documents in block.documents.items():
+        for document in documents:
+            found |= dict.fromkeys(f"{name}: {note}" for note in longbench_table.notes(document))
+    return list(found)
