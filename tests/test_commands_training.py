@@ -19,6 +19,21 @@ def test_a_dry_run_prints_the_resolved_recipe_and_does_nothing(run: Any):
     assert not Path("runs").exists()
 
 
+def test_export_writes_the_positions_of_one_training(run: Any):
+    found = run("export", "many.yaml", "out/data.jsonl", "--method", "skipalign", "--seed", "2")
+    assert found.code == 0, found.err
+    assert found.last == "made out/data.jsonl; next: read out/README.md"
+    assert "1 rows, " in found.out
+    (row,) = [json.loads(line) for line in Path("out/data.jsonl").open()]
+    preview = ("preview", "many.yaml", "--json", "--method", "skipalign", "--seed", "2")
+    assert row["position_ids"] == json.loads(run(*preview).out)["position_ids"]
+    words = ("export", "many.yaml", "d.jsonl", "--method", "skipalign", "--seed", "2", "--json")
+    assert json.loads(run(*words, "--epochs", "3").out)["rows"] == 3
+    assert run("export", "many.yaml", "d.jsonl").code == 2
+    assert "does not train" in run("export", "many.yaml", "d.jsonl", "--method", "base").err
+    assert "suffix is '.csv'" in run("export", "own.yaml", "d.csv").err
+
+
 def test_a_dry_run_in_json(run: Any):
     tree = json.loads(run("train", "many.yaml", "--dry-run", "--json").out)
     assert list(tree["methods"]) == ["base", "normal", "skipalign"]

@@ -39,7 +39,7 @@ def cli() -> None:
 
 
 for _command in (
-    *(data.preview, data.prepare),
+    *(data.preview, data.prepare, training.export),
     *(training.train, evaluation.evaluate, evaluation.score, evaluation.report),
     *(training.run, training.compare),
     machine.doctor,

@@ -1,6 +1,7 @@
 """train, run, compare: from samples to models and their report."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,6 +10,7 @@ from skipalign.commands.options import (
     DRY_RUN,
     METHOD,
     OUTPUT,
+    OVERRIDES,
     RECIPE,
     RUNS_DIR,
     known,
@@ -63,6 +65,42 @@ def train(recipe: str, overrides: Sequence[str], **given: Any) -> None:
     lengths = "" if "needle" in read.tasks else " --lengths 1024,4096"
     following = f"skipalign evaluate {model} --task needle{lengths}"
     return last_line(f"made {model}", following, as_json=given["as_json"])
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@OVERRIDES
+@METHOD
+@click.option("--seed", type=click.IntRange(min=0), help="Which of the recipe's seeds.")
+@click.option("--epochs", type=click.IntRange(min=1), default=1, help="Each draws positions anew.")
+@RUNS_DIR
+@OUTPUT
+def export(recipe: str, out: Path, overrides: Sequence[str], **given: Any) -> None:
+    """Write tokens and positions for another trainer.
+
+    OUT ends in .jsonl or .parquet; a README beside it says which trainers need the attention mask.
+    """
+    hush(verbose=given["verbose"])
+    read = load(recipe, overrides)
+    training = _one_training(read, read.trainings(), given)
+    if not training.train:
+        raise RecipeError(f"{training.method} does not train, so it has no data; choose another")
+    from skipalign import export as room
+    from skipalign import study
+    from skipalign.prepare import ExampleFile
+
+    run_dir, progress = run_dir_of(read, given), progress_for(quiet=given["quiet"])
+    study.begin(run_dir, read.resolved(), seeds=read.seeds)
+    study.prepare([training], run_dir, progress)
+    examples = ExampleFile(run_dir / training.directory / "data")
+    made = room.export(training, examples, out, num_epochs=given["epochs"], progress=progress)
+    if given["as_json"]:
+        print_json(made)
+    else:
+        click.echo(f"{made['rows']:,} rows, {made['tokens']:,} tokens, {made['epochs']} epoch(s)")
+    readme = visible(str(out.parent / "README.md"))
+    last_line(f"made {out}", f"read {readme}", as_json=given["as_json"])
 
 
 def _run(recipe: str, overrides: Sequence[str], **given: Any) -> None:
