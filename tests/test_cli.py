@@ -13,7 +13,7 @@ from skipalign.cli import cli, main
 from skipalign.commands import data, training
 from skipalign.errors import DataError
 
-COMMANDS = ("preview", "prepare", "export", "train", "evaluate", "score", "report", "run")
+COMMANDS = ("preview", "prepare", "export", "train", "merge", "evaluate", "score", "report", "run")
 COMMANDS += ("compare", "doctor")
 HEAVY = ("torch", "transformers", "numpy", "pydantic", "pyarrow", "matplotlib", "rich", "yaml")
 

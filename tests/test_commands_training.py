@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from fixtures_cli import TRAINED
+from skipalign.adapters import Lora
+from skipalign.model import load_model, load_tokenizer, save_model
+from skipalign.rope import Ntk
+from test_training import make_base
 
 
 def test_a_dry_run_prints_the_resolved_recipe_and_does_nothing(run: Any):
@@ -96,3 +100,23 @@ def test_run_prints_table_times_and_report(run: Any, study: dict[str, Any]):
     assert len(trainings) == 5
     assert run_dir == Path("runs/many")
     assert "seeds: [1, 2]" in given["recipe_text"]
+
+
+def test_merge_makes_a_plain_model_of_an_adapter(run: Any, tmp_path: Path):
+    base = make_base(tmp_path / "base")
+    model = load_model(str(base), rope=Ntk(factor=4.0), adapter=Lora(r=2))
+    save_model(model, load_tokenizer(str(base)), tmp_path / "adapter")
+    base.rename(tmp_path / "moved")
+    asked = ("merge", str(tmp_path / "adapter"), str(tmp_path / "plain"))
+    found = run(*asked)
+    assert found.code == 1
+    assert "base: cannot load its model" in found.err
+    moved = ("--base", str(tmp_path / "moved"), "--dtype", "bfloat16", "--json")
+    told = json.loads(run(*asked, *moved).out)
+    assert told["model"] == str(tmp_path / "plain")
+    assert told["dtype"] == "bfloat16"
+    config = json.loads((tmp_path / "plain/config.json").read_text())
+    assert config["max_position_embeddings"] == 4 * 64
+    assert config["dtype"] == "bfloat16"
+    assert "skipalign" in (tmp_path / "plain/README.md").read_text()
+    assert "is there already" in run(*asked).err

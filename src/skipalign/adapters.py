@@ -223,7 +223,7 @@ def base_of(path: str, revision: str | None = None) -> tuple[str, str | None] | 
     Raises:
         ModelError: the adapter is not one that can be loaded, or lacks its base's RoPE settings.
     """
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     local = Path(path).is_dir()
     missing_is_fine: dict[str, Any] = {

@@ -40,7 +40,7 @@ def cli() -> None:
 
 for _command in (
     *(data.preview, data.prepare, training.export),
-    *(training.train, evaluation.evaluate, evaluation.score, evaluation.report),
+    *(training.train, training.merge, evaluation.evaluate, evaluation.score, evaluation.report),
     *(training.run, training.compare),
     machine.doctor,
 ):

@@ -91,7 +91,7 @@ class SkipTrainer(Trainer):
         sample_ids = inputs.pop("sample_ids", None)
         if self.samples_weigh_the_same:
             self.compute_loss_func = partial(mean_over_samples, sample_ids=sample_ids)
-        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = found[0] if return_outputs else found
         self._require_number("loss", float(loss.detach()), self.samples)
         return found

@@ -68,6 +68,34 @@ def train(recipe: str, overrides: Sequence[str], **given: Any) -> None:
 
 
 @click.command()
+@click.argument("adapter")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--base", metavar="MODEL", help="The adapter's base, if it has moved.")
+@click.option("--dtype", metavar="NAME", help="Of the weights; that of the base if left out.")
+@OUTPUT
+def merge(adapter: str, out: Path, **given: Any) -> None:
+    """Make an adapter and its base one plain model, in OUT.
+
+    It loads in any loader, with the RoPE settings that the adapter was trained with.
+    """
+    hush(verbose=given["verbose"])
+    from skipalign import model
+    from skipalign.card import write_merged_card
+
+    found = model.merge(adapter, out, base=given["base"], dtype=given["dtype"])
+    write_merged_card(out, adapter)
+    if given["as_json"]:
+        print_json({"model": str(out), **found})
+    else:
+        click.echo(
+            f"{found['dtype']}; logits at far positions changed by {found['change']:.1e} at most, "
+            f"of {found['largest']:.1e}"
+        )
+    following = f"skipalign evaluate {out} --task needle --lengths 1024,4096"
+    return last_line(f"made {out}", following, as_json=given["as_json"])
+
+
+@click.command()
 @click.argument("recipe")
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @OVERRIDES
