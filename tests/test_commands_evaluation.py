@@ -8,6 +8,9 @@ import pytest
 
 import made_runs
 from fixtures_cli import METHODS
+from fixtures_eval import prose
+from fixtures_server import Reply, answers_as_tiny, said, serving
+from skipalign import tiny
 from skipalign.evaluation.longbench import LongBenchSettings
 from skipalign.evaluation.needle import NeedleSettings
 from skipalign.evaluation.stretch import StretchSettings
@@ -130,3 +133,113 @@ def test_overwrite_throws_away_the_trials_of_that_task_alone(run: Any, study: di
     assert Path("here/needle.trials.jsonl").exists()
     run(*words, "--overwrite")
     assert [path.name for path in Path("here").iterdir()] == ["stretch.trials.jsonl"]
+
+
+# ------------------------------------------------------------------------------ other backends
+
+KEY = "sk-nobody-may-see-this-4711"
+GRID = ("--task", "needle", "--lengths", "96", "--depths", "0.5", "--trials", "3")
+
+
+def everything_written(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_evaluate_by_a_server_records_it_and_never_the_key(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    Path("prose.txt").write_text(prose(60))
+    with serving(answers_as_tiny()) as server:
+        words = ["evaluate", "its-name", "--backend", "http", "--base-url", server.url, *GRID]
+        words += ["--tokenizer", str(tiny.BASE), "--with", "send=ids", "--with", "concurrency=2"]
+        words += ["--haystack", "prose.txt"]
+        found = run(*words)
+        assert found.code == 0, found.err
+        assert {asked.headers["Authorization"] for asked in server.asked} == {f"Bearer {KEY}"}
+        again = run(*words, "--json", "-v")
+        assert len(server.asked) == 3
+        other = run(*words, "--with", "send=text")
+    document = json.loads(Path("evaluation/needle/needle.json").read_text())
+    assert document["backend"] == {
+        "name": "http",
+        "base_url": server.url,
+        "model": "its-name",
+        "send": "ids",
+        "dialect": "openai",
+        "body": {},
+        "tokenizer": str(tiny.BASE),
+    }
+    assert json.loads(again.out) == document
+    assert other.err.startswith("error: evaluation/needle/needle.trials.jsonl: holds trials that")
+    told = found.out + found.err + again.out + again.err + other.out + other.err
+    assert KEY.encode() not in everything_written(tmp_path) + told.encode()
+
+
+def test_a_server_that_tells_the_key_back_is_quoted_without_it(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OWN_KEY", KEY)
+
+    def echo(asked: Any) -> Reply:
+        return Reply({"error": {"message": f"wrong: {asked.headers['Authorization']}"}}, 401)
+
+    with serving(echo) as server:
+        words = ["evaluate", "m", "--backend", "http", "--base-url", server.url, *GRID]
+        found = run(*words, "--tokenizer", str(tiny.BASE), "--api-key-env", "OWN_KEY")
+    assert found.code == 1
+    line = next(line for line in found.err.splitlines() if line.startswith("error: "))
+    assert "status 401 (wrong: Bearer [key])" in line
+    assert KEY.encode() not in everything_written(tmp_path) + (found.out + found.err).encode()
+
+
+def test_longbench_by_a_chat_server(run: Any):
+    rows = Path(__file__).parent / "longbench_rows"
+    with serving(lambda asked: Reply(said("Mary went home.", is_chat=True))) as server:
+        words = ["evaluate", "m", "--backend", "http", "--base-url", server.url, "--data", rows]
+        words += ["--task", "longbench", "--tokenizer", tiny.BASE, "limit=1"]
+        found = run(*map(str, words), "max_prompt_tokens=200")
+        assert found.code == 0, found.err
+        refused = run(*map(str, words), "--out", "elsewhere")
+        contents = [asked.body["messages"][0]["content"] for asked in server.asked]
+    assert "max_prompt_tokens is not given" in refused.err
+    assert sorted(text.strip()[:14] for text in contents) == ["Please complet", "You are given "]
+    stored = Path("evaluation/longbench/predictions/qasper.jsonl").read_text().splitlines()
+    assert [json.loads(line)["pred"] for line in stored] == ["Mary went home."]
+
+
+def test_the_transformers_backend_is_recorded_too(run: Any):
+    Path("prose.txt").write_text(prose(60))
+    found = run("evaluate", str(tiny.BASE), *GRID, "--haystack", "prose.txt", "--out", "here")
+    assert found.code == 0, found.err
+    document = json.loads(Path("here/needle.json").read_text())
+    assert document["backend"] == {"name": "transformers", "model": str(tiny.BASE)}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--backend", "http"), 2, "--backend http needs --base-url and --tokenizer"),
+        (("--base-url", "http://a/v1"), 2, "--base-url does not belong to --backend transformers"),
+        (
+            ("--backend", "vllm", "--tokenizer", "t"),
+            2,
+            "--tokenizer does not belong to --backend vl",
+        ),
+        (("--backend", "vllm"), 1, "error: vLLM is not installed"),
+        (
+            ("--backend", "http", "--base-url", "http://u:word@a/v1", "--tokenizer", "t"),
+            1,
+            "error: --backend http: the base URL holds a user, a password or a query",
+        ),
+        (
+            ("--backend", "http", "--base-url", "http://a", "--tokenizer", "t", "--with", "sent=1"),
+            1,
+            "error: --backend http: sent: no such key; did you mean 'send'?",
+        ),
+    ],
+)
+def test_backends_that_cannot_be(run: Any, words: tuple[str, ...], code: int, message: str):
+    found = run("evaluate", str(tiny.BASE), *GRID, *words)
+    assert (found.code, message in found.err) == (code, True), found.err
+    assert "word" not in found.err.replace("password", "")

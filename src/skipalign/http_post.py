@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPMessage
 from ipaddress import ip_address
@@ -330,7 +331,7 @@ def _detail(error: HTTPError) -> str:
         return text
 
 
-def _retry_after(headers: HTTPMessage) -> float:
+def _retry_after(headers: Message) -> float:
     """Return for how many seconds a server asks to be left alone; 0 where it says nothing."""
     text = headers.get("Retry-After", "").strip()
     try:

@@ -241,6 +241,15 @@ def read_task(task: str, values: Mapping[str, Any], where: str) -> Any:
     return read(_mirror(TASKS[task].settings, base=_TaskMirror), dict(values), where).built
 
 
+def read_settings(target: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    """Return a dataclass of settings from plain values.
+
+    Raises:
+        RecipeError: an unknown key or a value that cannot be used.
+    """
+    return read(_mirror(target), dict(values), where).built
+
+
 def plain(value: Any) -> Any:
     """Return settings as YAML holds them, so that they read as the same settings."""
     if isinstance(value, BaseModel):

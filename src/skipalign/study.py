@@ -31,7 +31,7 @@ from skipalign.encoding import DEFAULT_TEMPLATE
 from skipalign.errors import RunError
 from skipalign.evaluation.tasks import TASKS, task_of
 from skipalign.files import read_json, write_json, write_text
-from skipalign.generation import TransformersGenerator
+from skipalign.generation import Generator, TransformersGenerator
 from skipalign.key_bias import KeyBias
 from skipalign.model import load_model, load_tokenizer, save_model, weights_digest
 from skipalign.packing import Packing
@@ -436,8 +436,29 @@ def evaluate_model(
     model_dir: str | Path, settings: Any, out: Path, progress: Progress = _SILENT
 ) -> dict[str, Any]:
     """Evaluate the model in a folder (or of a hub id) in the task that `settings` belong to."""
-    generator, tokenizer = load_generator(model_dir)
-    return task_of(settings).evaluate(generator, tokenizer, settings, out, progress)
+    backend = {"name": "transformers", "model": str(model_dir)}
+    return evaluate_generator(*load_generator(model_dir), settings, out, progress, backend=backend)
+
+
+def evaluate_generator(
+    generator: Generator,
+    tokenizer: Any,
+    settings: Any,
+    out: Path,
+    progress: Progress = _SILENT,
+    *,
+    backend: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Evaluate what answers prompts in the task that `settings` belong to.
+
+    Args:
+        backend: what it is, for TASK.json.
+    """
+    task = task_of(settings)
+    document = task.evaluate(generator, tokenizer, settings, out, progress)
+    document |= {"backend": dict(backend)}
+    write_json(out / f"{task.name}.json", document)
+    return document
 
 
 def _note_seconds(out: Path, stage: str, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """evaluate, score, report: from models to figures."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from skipalign.commands.options import (
     load,
     names,
     numbers,
+    options,
 )
 from skipalign.terminal import (
     console,
@@ -44,6 +46,31 @@ def _depths(context: click.Context, parameter: click.Parameter, value: str | Non
     return int(value) if value and value.isdecimal() else numbers(float)(context, parameter, value)
 
 
+BACKEND = options(
+    click.option(
+        "--backend",
+        type=click.Choice(["transformers", "http", "vllm"]),
+        default="transformers",
+        show_default=True,
+        help="What answers: http is any OpenAI-compatible server.",
+    ),
+    click.option("--base-url", metavar="URL", help="http: of the server, mostly ending in /v1."),
+    click.option("--tokenizer", metavar="PATH", help="http: what counts and cuts prompts."),
+    click.option(
+        "--api-key-env",
+        metavar="NAME",
+        help="http: the variable that holds the key, else OPENAI_API_KEY; '' sends none.",
+    ),
+    click.option(
+        "--with",
+        "backend_settings",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="http, vllm: such as send=ids, concurrency=8 or max_model_len=32768.",
+    ),
+)
+
+
 @click.command()
 @click.argument("model")
 @OVERRIDES
@@ -65,28 +92,31 @@ def _depths(context: click.Context, parameter: click.Parameter, value: str | Non
 @click.option("--data", metavar="PATH", help="LongBench: a folder of TASK.jsonl, or data.zip.")
 @click.option("--tasks", metavar="NAME,...", callback=names, help="LongBench: which of them.")
 @click.option("--e", is_flag=True, default=None, help="LongBench-E, by length.")
+@BACKEND
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where results go.")
 @click.option("--overwrite", is_flag=True, help="Throw away other results in OUT.")
 @OUTPUT
 def evaluate(model: str, overrides: Sequence[str], **given: Any) -> None:
     """Measure a model in one task, such as a grid of needles.
 
-    MODEL is a folder or a hub id. KEY=VALUE sets any other key of the task, such as
-    needle='The code of {key} is {value}.'. What is not given is as in the recipe of the run
-    that MODEL lies in, else the default. Results go beside the model, else to ./evaluation/TASK.
+    MODEL is a folder, a hub id, or with --backend http what the server calls it. KEY=VALUE sets
+    any other key of the task, such as needle='The code of {key} is {value}.'. What is not given
+    is as in the recipe of the run that MODEL lies in, else the default. Results go beside the
+    model, else to ./evaluation/TASK.
     """
     hush(verbose=given["verbose"])
-    task, run_dir = given["task"], _run_of(model)
+    task, is_here = given["task"], given["backend"] != "http"
+    run_dir = _run_of(model) if is_here else None
     settings = _task_settings(run_dir, overrides, given)
-    from skipalign import study
     from skipalign.evaluation.tasks import TASKS
 
-    beside = _relative(_training_of(model) or Path.cwd())
+    answers = _answering(model, given)
+    beside = _relative((_training_of(model) if is_here else None) or Path.cwd())
     out = given["out"] or (beside / TASKS[task].document).parent
     if given["overwrite"]:
         for old in (out / f"{task}.trials.jsonl", *out.glob("predictions/*.json*")):
             old.unlink(missing_ok=True)
-    results = study.evaluate_model(model, settings, out, progress_for(quiet=given["quiet"]))
+    results = answers(settings, out, progress_for(quiet=given["quiet"]))
     shown = print_longbench if "averages" in results else print_cells
     (print_json if given["as_json"] else shown)(results)
     look = f"look at {out / f'{task}.png'}"
@@ -162,6 +192,57 @@ def _task_settings(run_dir: Path | None, overrides: Sequence[str], given: Mappin
             f"give {' and '.join(words)}; there is no recipe of a run to take them from"
         )
     return read_task(task.name, values, f"--task {task.name}")
+
+
+def _answering(model: str, given: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
+    """Return what evaluates settings with the backend that was chosen, loaded if it is not ours."""
+    from skipalign import study
+
+    own: dict[str, tuple[str, ...]] = {
+        "http": ("base_url", "tokenizer", "api_key_env", "backend_settings"),
+        "vllm": ("backend_settings",),
+    }
+    allowed = own.get(given["backend"], ())
+    for name in own["http"]:
+        if given[name] not in (None, ()) and name not in allowed:
+            word = "with" if name == "backend_settings" else _dashed(name)
+            raise click.UsageError(f"--{word} does not belong to --backend {given['backend']}")
+    if given["backend"] == "transformers":
+        return functools.partial(study.evaluate_model, model)
+    loaded = (_server if given["backend"] == "http" else _vllm)(model, given)
+    generator, tokenizer, backend = loaded
+    return functools.partial(study.evaluate_generator, generator, tokenizer, backend=backend)
+
+
+def _server(model: str, given: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    missing = [f"--{_dashed(name)}" for name in ("base_url", "tokenizer") if not given[name]]
+    if missing:
+        raise click.UsageError(f"--backend http needs {' and '.join(missing)}")
+    from skipalign.remote import ServerSettings, load_remote
+    from skipalign.schema import read_settings
+
+    fixed = {"base_url": given["base_url"], "model": model}
+    settings = read_settings(ServerSettings, _with(given) | fixed, "--backend http")
+    loaded = load_remote(settings, given["tokenizer"], api_key_env=given["api_key_env"])
+    return *loaded, settings.described | {"tokenizer": given["tokenizer"]}
+
+
+def _vllm(model: str, given: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    from skipalign.model import load_tokenizer
+    from skipalign.vllm_engine import VllmGenerator
+
+    tokenizer, engine = load_tokenizer(model), _with(given)
+    described = {"name": "vllm", "model": model, "engine": engine}
+    return VllmGenerator(model, tokenizer, engine), tokenizer, described
+
+
+def _with(given: Mapping[str, Any]) -> dict[str, Any]:
+    from skipalign.yaml_tree import overridden
+
+    values: dict[str, Any] = {}
+    for each in given["backend_settings"]:
+        values = overridden(values, each)
+    return values
 
 
 def _dashed(name: str) -> str:
