@@ -35,9 +35,9 @@ evaluation.longbench_v2 evaluation.infinitebench evaluation.babilong evaluation.
 evaluation.ruler
 evaluation.short_check evaluation.lm_eval
 evaluation.tasks
-results scores figures provenance comparison ablation boards page report card
+yaml_tree results scores figures provenance comparison ablation boards gate page report card
 tiny.corpus tiny.pretraining tiny.make study plan export integrations integrations.trl
-yaml_tree grid schema recipe sample terminal preview doctor
+grid schema recipe sample terminal preview doctor
 commands commands.options commands.data commands.training commands.evaluation commands.machine cli
 """
 ORDER = ORDER_TEXT.split()

@@ -12,6 +12,7 @@ from skipalign.ablation import ablations, drawn
 from skipalign.boards import boards
 from skipalign.comparison import CAPTIONS, LEADS, TITLES, block, span
 from skipalign.coverage import density
+from skipalign.gate import gates
 from skipalign.provenance import (
     ABSENT,
     accounts,
@@ -55,6 +56,7 @@ def page(runs: Sequence[Run]) -> dict[str, Any]:
         "window": f"{window:,}" if window else None,
         "tasks": tasks,
         "boards": shown_boards,
+        "gates": gates(runs),
         "first_section": (*starts, "repeat")[0],
         "has_trainings": has_trainings(groups),
         "ablations": found,

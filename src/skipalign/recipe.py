@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 from skipalign import grid, tiny
 from skipalign.errors import RecipeError
+from skipalign.gate import Gate
 from skipalign.schema import Settings, Shared, did_you_mean, plain, read, unknown_key
 from skipalign.yaml_tree import (
     merged,
@@ -71,6 +72,7 @@ class Recipe:
         methods: at least one, by name.
         several: whether the recipe lists methods, rather than being one.
         grid: the values of every key that a grid varies.
+        gate: what a method may lose in short ability.
         origins: for each of `methods` that a grid made, the listed method ("" if none is listed).
         tasks: the settings of each task to evaluate, by its name.
     """
@@ -83,6 +85,7 @@ class Recipe:
     tasks: Mapping[str, Any]
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
+    gate: Gate | None = None
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """Return the seeds that a method is run with: one where they would all give the same."""
@@ -124,6 +127,8 @@ class Recipe:
         }
         tasks = {name: plain(task) for name, task in self.tasks.items()}
         tree = {"name": self.name, **common, "evaluation": tasks, "seeds": list(self.seeds)}
+        if self.gate is not None:
+            tree["gate"] = plain(self.gate)
         if self.grid:
             tree["grid"] = plain(self.grid)
         if self.several:
@@ -235,6 +240,11 @@ def _recipe(tree: dict[str, Any], where: str) -> Recipe:
         for name, settings in _spread(listed, own, given, shared.grid, where):
             methods[name] = settings
             origins |= {name: listed} if shared.grid else {}
+    if shared.gate is not None and (against := shared.gate.against) not in methods:
+        raise RecipeError(
+            f"{where}: gate.against: no method {against!r}; {did_you_mean(against, [*methods])}"
+            f"the recipe has {', '.join(methods)}"
+        )
     return Recipe(
         where=where,
         name=shared.name,
@@ -244,6 +254,7 @@ def _recipe(tree: dict[str, Any], where: str) -> Recipe:
         tasks=shared.evaluation.tasks,
         grid=shared.grid,
         origins=origins,
+        gate=shared.gate,
     )
 
 

@@ -7,7 +7,7 @@ Jinja; here is only what it says.
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from skipalign.errors import RunError
 from skipalign.evaluation import longbench_table
 from skipalign.evaluation.tasks import TASKS
 from skipalign.files import write_json, write_text
+from skipalign.gate import gate_of, judged
 from skipalign.page import page
 from skipalign.provenance import costs, coverages
 from skipalign.results import (
@@ -198,11 +199,12 @@ def study_document(run_dirs: Sequence[str | Path]) -> dict[str, Any]:
     `rows` and `paired` are the needle's, `tasks` holds those of every other task over tokens,
     `boards` the rows of every benchmark told by its parts; `cost` and `coverage` are means over
     seeds, null where a method has none. `settings` tell how each task
-    was measured. `environment` is by run folder where there are several. Equal runs give equal
-    documents.
+    was measured; `gate` holds margins and verdicts, null where the recipe has none. `gate` and
+    `environment` are by run folder where there are several. Equal runs give equal documents.
 
     Raises:
         RunError: as `table`, for any task.
+        RecipeError: a recipe's gate cannot be read.
     """
     runs = [read_run(folder) for folder in run_dirs]
     groups = group(runs)
@@ -218,11 +220,12 @@ def study_document(run_dirs: Sequence[str | Path]) -> dict[str, Any]:
     told = {task: block for task, block in blocks.items() if block is not None}
     needle = tables.pop("needle", {"rows": [], "paired": []})
     short = {row["method"]: row for row in at_window(needle["rows"], window)}
-    environments = {run.folder.resolve().name: _plain(run.environment) for run in runs}
+    environments = [_plain(run.environment) for run in runs]
     return {
         "rows": needle["rows"],
         "paired": needle["paired"],
         "tasks": tables,
+        "gate": _of_runs(runs, [_gate(run) for run in runs]),
         "boards": {task: boards.rows(block) for task, block in told.items()},
         "reference": against.name if against else None,
         "training_window": window,
@@ -233,8 +236,19 @@ def study_document(run_dirs: Sequence[str | Path]) -> dict[str, Any]:
             **{task: {"digest": one.digest, **one.settings} for task, one in measured.items()},
             **{task: dict(block.settings) for task, block in told.items()},
         },
-        "environment": environments if len(runs) > 1 else next(iter(environments.values()), {}),
+        "environment": _of_runs(runs, environments),
     }
+
+
+def _of_runs(runs: Sequence[Run], values: Sequence[Any]) -> Any:
+    """Return the value of the one run; of several by the names of their folders."""
+    named = {run.folder.resolve().name: value for run, value in zip(runs, values, strict=True)}
+    return named if len(runs) > 1 else values[0]
+
+
+def _gate(run: Run) -> dict[str, Any] | None:
+    gate = gate_of(run)
+    return {**asdict(gate), "verdicts": judged(run, gate)} if gate else None
 
 
 def _plain(document: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -309,6 +309,23 @@ def _kept_trials(training: Training, task: str) -> dict[tuple[int, float], list[
     return kept
 
 
+def scores_by_id(training: Training, task: str) -> dict[str, float]:
+    """Return the score of each sample of a benchmark, from what lies beside its document.
+
+    Empty where it was not kept, or is not what the document counts.
+    """
+    document = training.documents.get(task)
+    if document is None:
+        return {}
+    beside = place_of(training.folder, task).with_suffix(".trials.jsonl")
+    try:
+        found = {str(line["id"]): float(line["score"]) for line in read_json_lines(beside)[1:]}
+    except (ValueError, TypeError, KeyError):
+        return {}
+    counted = sum(cell["n"] for cell in document["cells"])
+    return found if len(found) == counted else {}
+
+
 def _read_text(path: Path, name: str, unread: dict[str, str]) -> str | None:
     try:
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None

@@ -26,6 +26,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from skipalign.adapters import ADAPTERS, Adapter, refuse_prompt_learning
 from skipalign.errors import RecipeError
 from skipalign.evaluation.tasks import TASKS
+from skipalign.gate import Gate
 from skipalign.key_bias import KEY_BIASES, KeyBias
 from skipalign.logit_scale import check_logit_scale
 from skipalign.packing import Packing
@@ -121,6 +122,7 @@ if TYPE_CHECKING:
     _Data = Any
     _Packing = Packing
     _LogitScale = float | str
+    _Gate = Gate
     _Adapter = Adapter
 else:
     _Strategy = _one_of(STRATEGIES, "name")
@@ -129,6 +131,7 @@ else:
     _Data = _mirror(Source, strategy=(_Strategy | None, None))
     _Packing = Annotated[_mirror(Packing), AfterValidator(_built)]
     _LogitScale = Annotated[Any, AfterValidator(_logit_scale)]
+    _Gate = Annotated[_mirror(Gate), AfterValidator(_built)]
     _Adapter = Annotated[_one_of(ADAPTERS, "type"), BeforeValidator(refuse_prompt_learning)]
 
 
@@ -229,6 +232,7 @@ class Shared(_Strict):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
     evaluation: Evaluation = Evaluation()  # pyright: ignore[reportInvalidTypeForm]
+    gate: _Gate | None = None
     methods: dict[str, dict[str, Any]] | None = Field(default=None, min_length=1)
 
 
