@@ -1,6 +1,7 @@
 """TRL's own trainers, as installed, with our positions: what their models get to see."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 trl = pytest.importorskip("trl", reason="needs TRL: pip install 'skipalign[trl]'")
 datasets = pytest.importorskip("datasets")
 
+from skipalign.cli import main  # noqa: E402
 from skipalign.encoding import IGNORE_INDEX  # noqa: E402
 from skipalign.errors import RecipeError, VisibilityError  # noqa: E402
 from skipalign.files import read_json, read_json_lines  # noqa: E402
@@ -189,6 +191,7 @@ def changed(layers: Any, batch: dict[str, Any], row: int, token: int) -> torch.T
     return (before - after).abs().amax(dim=-1) > 1e-6
 
 
+@pytest.mark.long
 def test_a_stopped_run_goes_on_with_the_same_positions(
     model: Callable[[], Any], base: str, rows: Any, theirs: Any
 ):
@@ -221,11 +224,13 @@ def test_the_loss_is_on_answers_alone_with_a_template_without_markers(
 
 
 def test_nothing_is_lost_silently_and_no_answer_is_cut(
-    model: Callable[[], Any],
     base: str,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.delenv("CI", raising=False)  # TRL sends no telemetry there
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **_: pytest.fail("sent"))
     chats = [
         [("user", "a " * 30), ("assistant", "b c d")],
         [("user", "a"), ("user", "b")],
@@ -233,8 +238,10 @@ def test_nothing_is_lost_silently_and_no_answer_is_cut(
     ]
     listed = [[{"role": role, "content": text} for role, text in chat] for chat in chats]
     rows = datasets.Dataset.from_list([{"messages": chat} for chat in listed])
-    trainer = sft(model(), base, rows, tmp_path, max_length=16)
+    narrow = load_model(base)
+    trainer = sft(narrow, base, rows, tmp_path, max_length=16)
     assert "2 of 3 rows are not used" in caplog.text
+    assert "max_position 512, and the model's window is 64" in caplog.text
     folder = tmp_path / "skipalign/train"
     total = read_json(folder / "accounting.json")["total"]
     assert (total["rejected"], total["dropped"]) == ({"two_users": 1}, {"too_long": 1})
@@ -307,6 +314,7 @@ def test_a_model_that_loses_the_mask_is_stopped_before_step_1(
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.long
 def test_trl_itself_trains_on_rows_that_bring_all_columns(
     model: Callable[[], Any], base: str, rows: Any, ours: Any, theirs: Any, tmp_path: Path
 ):
@@ -392,6 +400,38 @@ def test_dpo_compares_answers_at_the_same_positions(
     assert read_json(tmp_path / "probe.json")["passed"]
 
 
-def test_dpo_refuses_a_reference_of_other_positions(base: str, pairs: Any, tmp_path: Path):
+def test_dpo_refuses_a_reference_of_other_positions(
+    model: Callable[[], Any], base: str, pairs: Any, tmp_path: Path
+):
+    with pytest.raises(RecipeError, match="give ref_model="):
+        dpo(model(), base, pairs, tmp_path)
     with pytest.raises(RecipeError, match="the reference has to see the same ones"):
         dpo(None, base, pairs, tmp_path, precompute_ref_log_probs=True)
+
+
+# ------------------------------------------------------------------------------ the guide
+
+
+@pytest.mark.long
+def test_the_code_of_the_guide_runs(
+    base: str, rows: Any, pairs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    rows.to_json("chats.jsonl")
+    pairs.to_json("pairs.jsonl")
+    recipe = f"base: {base}\ndata: chats.jsonl\nstrategy: {{name: skipalign, max_position: 900}}\n"
+    Path("recipe.yaml").write_text(recipe)
+    guide = (Path(__file__).parents[1] / "docs/trl.md").read_text(encoding="utf-8")
+    (words,) = re.findall(r"^    skipalign (export .*)$", guide, re.MULTILINE)
+    with pytest.raises(SystemExit, match="0"):
+        main([*words.split(), "--quiet"])
+    blocks = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 4
+    small = 'use_cpu=True, bf16=False, max_steps=1, report_to="none", save_strategy="no", '
+    code = "".join(blocks).replace("meta-llama/Llama-2-7b-hf", base)
+    code = re.sub(r'(Config|Arguments)\(("[^"]*")', rf"\1(\2, {small[:-2]}", code)
+    told: dict[str, Any] = {}
+    exec(compile(code, "docs/trl.md", "exec"), told)
+    assert told["trainer"].state.global_step == 1
+    assert told["batch"]["attention_mask"].any()
+    assert len(told["stored"]) == 3 * 24

@@ -108,7 +108,14 @@ class _SkipTrainer(Trainer):
         _refuse_shards(self)
         max_position = getattr(strategy, "max_position", 0)
         if max_position:
-            refuse_skips(cast(Any, self.model).config, max_position, where="model")
+            config = cast(Any, self.model).config
+            refuse_skips(config, max_position, where="model")
+            if max_position > config.max_position_embeddings:
+                _LOG.warning(
+                    "strategy has max_position %d, and the model's window is %d; load it with its "
+                    "RoPE extended: skipalign.load_model(path, rope=..., max_position=...)",
+                    *(max_position, config.max_position_embeddings),
+                )
         samples, lengths = self._samples(train_rows, TRAIN, self._folder(TRAIN))
         self.train_dataset = VisitDataset(samples)
         self.sampler = VisitSampler(
@@ -270,6 +277,7 @@ class SkipDPOTrainer(_SkipTrainer, DPOTrainer):
             processing_class=self._tokenizer_of_rows,
             **others,
         )
+        _refuse_other_rope(self)
         self._feed(train_dataset, eval_dataset, strategy)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
@@ -341,6 +349,20 @@ def _refuse_shards(trainer: Trainer) -> None:
         raise RecipeError(
             "the accelerator shards sequences (cp_size or sp_size above 1), which drops the "
             "attention mask and cuts at skips; use data parallelism - rows with skips are short"
+        )
+
+
+def _refuse_other_rope(trainer: DPOTrainer) -> None:
+    """Refuse a reference whose RoPE is not that of the model, as TRL loads it from the path."""
+    if trainer.ref_model is None:
+        return
+    models: list[Any] = [trainer.model, trainer.ref_model]
+    ropes = [trainer.accelerator.unwrap_model(each).config.rope_parameters for each in models]
+    if ropes[0] != ropes[1]:
+        raise RecipeError(
+            f"the model has rope_parameters {ropes[0]} and its reference {ropes[1]}: at far "
+            "positions the reference would say nothing; give ref_model=load_model(..., rope=...) "
+            "with the extension of the model"
         )
 
 
