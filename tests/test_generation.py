@@ -10,7 +10,12 @@ from transformers import GenerationConfig
 
 from fixtures_eval import tiny_llama, train_tokenizer
 from skipalign.errors import ModelError
-from skipalign.generation import TransformersGenerator, stop_ids
+from skipalign.generation import (
+    TransformersGenerator,
+    answers_of,
+    stop_ids,
+    tokens_at_once,
+)
 
 NEW = 6
 
@@ -238,6 +243,22 @@ def test_a_batch_that_does_not_fit_is_halved(model, generator):
     assert max(sizes[3:]) == 2  # what did not fit once is not tried again
 
 
+def test_a_batch_that_outgrows_memory_while_it_answers_is_halved(model, generator):
+    prompts = prompts_of(30, 31, 32, 30)
+    expected = [generator.generate([prompt], max_new_tokens=NEW)[0] for prompt in prompts]
+    seen = []
+
+    def out_of_memory(module, args, kwargs):
+        rows, cache = len(kwargs["input_ids"]), kwargs["past_key_values"]
+        seen.append((rows, cache.get_seq_length()))
+        if rows * cache.get_seq_length() > 3 * 33:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(out_of_memory, with_kwargs=True)
+    assert generator.generate(prompts, max_new_tokens=NEW) == expected
+    assert seen[:3] == [(4, 0), (4, 32), (2, 0)]
+
+
 def test_one_prompt_that_does_not_fit_is_an_error(model, generator):
     def out_of_memory(module, args):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -372,3 +393,23 @@ def test_identity_tells_checkpoints_apart(model, tokenizer):
     other = tiny_llama()
     other.model.layers[1].self_attn.k_proj.weight.data *= 1.001
     assert TransformersGenerator(other, tokenizer).identity != first
+
+
+def test_answers_come_all_at_once_or_as_a_backend_gives_them(generator):
+    prompts = prompts_of(12, 9)
+    wanted = list(enumerate(generator.generate(prompts, max_new_tokens=NEW)))
+    assert list(answers_of(generator, prompts, max_new_tokens=NEW)) == wanted
+    assert tokens_at_once(generator, 7) == 7
+
+    class OneByOne:
+        tokens_at_once = 99
+
+        def stream(self, prompts, **options):
+            yield from reversed(wanted)
+            raise KeyboardInterrupt
+
+    found = answers_of(OneByOne(), prompts, max_new_tokens=NEW)
+    assert [next(found), next(found)] == wanted[::-1]
+    with pytest.raises(KeyboardInterrupt):
+        next(found)
+    assert tokens_at_once(OneByOne(), 7) == 99
