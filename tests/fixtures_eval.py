@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ WORDS = (
     "the a river house letter garden morning evening walked wrote saw heard their his her cousin "
     "sister carriage quite rather slowly and but near under stood answered weather"
 )
+CHINESE_WORDS = "早上 河边 老人 慢慢 走过 花园 看见 一封 旧信 姐姐 没有 说话 很冷 他们 回家"
 SPECIAL = ["<pad>", "<s>", "<|end|>", "<|user|>", "<|assistant|>"]
 
 
@@ -37,6 +39,28 @@ def prose(num_sentences: int = 300, seed: int = 0) -> str:
         if number % 11 == 0:
             sentences[-1] += "\n\n"
     return " ".join(sentences)
+
+
+def write_haystack(folder: Path, num_sentences: int) -> str:
+    """Write two texts of prose and a file that is none; return the folder."""
+    (folder / "b.txt").write_text(prose(num_sentences, seed=1), encoding="utf-8")
+    (folder / "a.txt").write_text(prose(num_sentences, seed=2), encoding="utf-8")
+    (folder / "c.md").write_text("Not this.", encoding="utf-8")
+    return str(folder)
+
+
+def chinese_prose(num_sentences: int = 300, seed: int = 0) -> str:
+    """Sentences of Chinese words, some quoted, with a line end and an indent now and then."""
+    rng = np.random.default_rng(seed)
+    words = CHINESE_WORDS.split()
+    sentences: list[str] = []
+    for number in range(num_sentences):
+        chosen = [str(word) for word in rng.choice(words, size=int(rng.integers(3, 9)))]
+        text = "".join(chosen[:2]) + "，" + "".join(chosen[2:]) + str(rng.choice(list("。！？。")))
+        sentences.append(f"“{text}”" if number % 5 == 0 else text)
+        if number % 7 == 0:
+            sentences[-1] += "\n\u3000\u3000"
+    return "".join(sentences)
 
 
 def train_tokenizer(

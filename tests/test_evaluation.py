@@ -31,6 +31,7 @@ def test_an_answer_is_right_when_it_holds_every_value():
         (SANDWICH, "Sit in a park on a day!", 7 / 12, 6 / 12),
         (SANDWICH, "Sit in a park.", 4 / 12, 4 / 12),
         ("吃三明治", "他吃三个", 2 / 4, 2 / 4),
+        ("红门 7号", "７号 红 色", 3 / 4, 3 / 4),  # 红, 门, 7, 号
         ("---", "---", 0.0, 0.0),
     ],
 )

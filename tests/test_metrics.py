@@ -7,6 +7,7 @@ import pytest
 
 from skipalign.evaluation.metrics import (
     bootstrap_nested,
+    bootstrap_within,
     contains_value,
     paired_bootstrap,
     share,
@@ -104,6 +105,21 @@ def test_bootstrap_is_a_function_of_its_rng():
 def test_bootstrap_needs_trials(groups):
     with pytest.raises(ValueError, match="at least one group"):
         bootstrap_nested(groups, rng())
+
+
+def test_bootstrap_within_groups_draws_no_groups():
+    constant = bootstrap_within([[0.0] * 5, [1.0] * 7], np.random.default_rng(0))
+    assert constant == (0.5, 0.5)
+    # The mean of two shares of 50 trials each: a standard error of 0.05 by the binomial law.
+    halves = [[0.0, 1.0] * 25, [0.0, 1.0] * 25]
+    low, high = bootstrap_within(halves, np.random.default_rng(0), num_resamples=20000)
+    assert (low, high) == pytest.approx((0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=0.011)
+    # Groups weigh alike whatever their size.
+    low, high = bootstrap_within([[0.0] * 3, [0.0, 1.0] * 50], np.random.default_rng(0))
+    assert (low, high) == pytest.approx((0.25 - 0.049, 0.25 + 0.049), abs=0.011)
+    for groups in ([], [[1.0], []]):
+        with pytest.raises(ValueError, match="at least one group"):
+            bootstrap_within(groups, np.random.default_rng(0))
 
 
 def test_paired_bootstrap_of_one_pair_has_the_quantiles_worked_out_by_hand():

@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from fixtures_eval import TEMPLATE, Reader, prose, tiny_llama, train_tokenizer
+from fixtures_eval import (
+    TEMPLATE,
+    Reader,
+    chinese_prose,
+    prose,
+    tiny_llama,
+    train_tokenizer,
+    write_haystack,
+)
 from skipalign import tiny
 from skipalign.errors import RecipeError, RunError
 from skipalign.evaluation.metrics import wilson_interval
@@ -30,11 +38,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def haystack(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("haystack")
-    (folder / "b.txt").write_text(prose(200, seed=1), encoding="utf-8")
-    (folder / "a.txt").write_text(prose(200, seed=2), encoding="utf-8")
-    (folder / "c.md").write_text("Not this.", encoding="utf-8")
-    return str(folder)
+    return write_haystack(tmp_path_factory.mktemp("haystack"), 200)
 
 
 @pytest.fixture
@@ -67,6 +71,53 @@ def test_settings_that_make_no_prompts(settings, change, message):
 
 
 # -------------------------------------------------------------------------------------- scores
+
+
+class ChineseReader:
+    """Finds every needle asked for, and says what is found as `say` puts it."""
+
+    identity = "chinese reader"
+
+    def __init__(self, tokenizer, say):
+        self.tokenizer, self.say = tokenizer, say
+
+    def generate(self, prompts, *, max_new_tokens, position_ids=None):
+        return [Completion([], self._answer(self.tokenizer.decode(ids))) for ids in prompts]
+
+    def _answer(self, text):
+        keys = re.search(r"\n\n(.+)的秘密数字是多少？", text)[1].split("和")
+        values = [re.findall(rf"{key}的秘密数字是(\d+)。", text) for key in keys]
+        assert all(len(each) == 1 for each in values), text
+        return self.say([value for (value,) in values])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_chinese_needles_are_found_and_graded(tokenizer, tmp_path, nested):
+    (tmp_path / "text.txt").write_text(chinese_prose(), encoding="utf-8")
+    num = 1 if nested else 2
+    settings = NeedleSettings(
+        lengths=(600,),
+        depths=3,
+        trials=3,
+        language="zh",
+        haystack=str(tmp_path),
+        nested=nested,
+        num_needles=num,
+    )
+    said = {
+        "right": lambda values: "数字分别是" + "与".join(values) + "。",
+        "half": lambda values: f"是{values[0]}吧" if num == 2 else f"一{values[0]}2",
+    }
+    for name, say in said.items():
+        reader = ChineseReader(tokenizer, say)
+        document = evaluate_needle(reader, tokenizer, settings, tmp_path / name)
+        assert document["settings"]["needle"] == "{key}的秘密数字是{value}。"
+        for cell in document["cells"]:
+            assert cell["n"] == 3
+            assert cell["mean"] == (name == "right")
+            share = 1 if name == "right" else (0.5 if num == 2 else 0)
+            assert (cell["share_found"], cell["rouge1_recall"], cell["word_share"]) == (share,) * 3
+            assert 597 <= cell["mean_realised_length"] <= 600
 
 
 def test_scores_and_files(tokenizer, settings, tmp_path):

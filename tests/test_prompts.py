@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from fixtures_eval import TEMPLATE, WORDS, prose, train_tokenizer
+from fixtures_eval import TEMPLATE, WORDS, chinese_prose, prose, train_tokenizer, write_haystack
 from skipalign import tiny
 from skipalign.errors import ModelError, RecipeError
 from skipalign.evaluation.needle import NeedleSettings, build_prompts
@@ -28,11 +28,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def haystack(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("haystack")
-    (folder / "b.txt").write_text(prose(200, seed=1), encoding="utf-8")
-    (folder / "a.txt").write_text(prose(200, seed=2), encoding="utf-8")
-    (folder / "c.md").write_text("Not this.", encoding="utf-8")
-    return str(folder)
+    return write_haystack(tmp_path_factory.mktemp("haystack"), 200)
 
 
 @pytest.fixture
@@ -70,6 +66,42 @@ def test_a_prompt_is_what_training_would_tokenise_and_has_the_length_asked(
         )
     # Where the passage is cut within a word, that word's tokens may be others.
     assert same >= 0.8 * len(prompts)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "newlines"])
+@pytest.mark.parametrize("distractors", [0, 3])
+def test_a_chinese_prompt_has_no_spaces_and_no_half_characters(kind, distractors, tmp_path):
+    """Each character is three tokens here: where one would be cut, it is left out."""
+    tokenizer = train_tokenizer(kind)
+    (tmp_path / "text.txt").write_text(chinese_prose(), encoding="utf-8")
+    settings = NeedleSettings(
+        lengths=(700, 701, 702),
+        depths=4,
+        trials=4,
+        language="zh",
+        haystack=str(tmp_path),
+        distractors=distractors,
+    )
+    lengths = set()
+    for prompt in build_prompts(tokenizer, settings):
+        lengths.add(prompt.context_length - len(prompt.ids))
+        text = tokenizer.decode(prompt.ids)
+        content = text.removeprefix("<s>").split("<|user|>\n")[1].split("<|end|>")[0]
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False
+        )
+        assert list(prompt.ids) == rendered
+        passage, _, question = content.partition("\n\n")
+        assert question == f"{prompt.key}的秘密数字是多少？只回答这个数字。"
+        assert not re.search(r"\s|�", passage)
+        needle = f"{prompt.key}的秘密数字是{prompt.value}。"
+        before, found, after = passage.partition(needle)
+        assert found
+        assert re.search(r"(^|[。！？]”?)$", before) or not after
+        assert len(re.findall(r"的秘密数字是\d{7}。", passage)) == 1 + distractors
+        start = round(prompt.realised_depth * len(prompt.ids))
+        assert tokenizer.decode(prompt.ids[start:]).startswith(needle)
+    assert lengths == {0, 1, 2}
 
 
 @pytest.mark.skipif(not OLMO.exists(), reason="the shared data folder is absent")

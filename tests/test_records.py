@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from skipalign.errors import RecipeError
-from skipalign.evaluation.records import RetrievalSettings
+from skipalign.evaluation.records import CITIES, CITIES_ZH, RetrievalSettings
 
 FIRST = ("Ada", "Ben", "Cora", "Dan", "Eve")
 LAST = ("Fox", "Gray", "Hale", "Irwin")
@@ -33,6 +33,24 @@ def test_one_needle_first_then_distractors_all_unlike():
     assert hidden.other_keys == {key for key, _ in pairs[1:]}
     assert hidden.other_values == {value for _, value in pairs[1:]}
     assert len({draw(SETTINGS, seed=seed).key for seed in range(40)}) == 5
+
+
+def test_a_language_brings_its_own_texts_where_none_are_given():
+    settings = RetrievalSettings(language="zh", haystack="book.txt", num_needles=2)
+    assert settings.needle == "{key}的秘密数字是{value}。"
+    hidden = draw(settings)
+    first, second = hidden.key.split("和")
+    assert {first, second} < set(CITIES_ZH)
+    assert hidden.question == f"{hidden.key}的秘密数字是多少？只回答这个数字。"
+    assert hidden.texts[0] == f"{first}的秘密数字是{hidden.values[0]}。"
+    own = replace(settings, needle="{key}：{value}！", keys=("甲", "乙", "丙"))
+    assert (own.needle, own.question) == ("{key}：{value}！", settings.question)
+    assert set(draw(own).key.split("和")) < {"甲", "乙", "丙"}
+    assert len(set(CITIES_ZH)) == len(CITIES) == len(CITIES_ZH)
+    with pytest.raises(RecipeError, match=r"language is zh and haystack is None: the built-in"):
+        RetrievalSettings(language="zh")
+    with pytest.raises(RecipeError, match=r"language is 'fr'; it must be en or zh"):
+        RetrievalSettings(language="fr", haystack="book.txt")
 
 
 def test_constant_density_counts_the_needle():

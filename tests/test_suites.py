@@ -17,6 +17,7 @@ from skipalign.evaluation.suites import (
     accuracy,
     counts,
     grouped,
+    mean_of_means,
     mean_score,
 )
 from skipalign.progress import Silent
@@ -218,3 +219,10 @@ def test_what_a_reader_must_know_is_counted():
 def test_settings_that_leave_nothing(change, message):
     with pytest.raises(RecipeError, match=message):
         SuiteSettings(data="x", **change)
+
+
+def test_the_mean_of_means_weighs_groups_alike():
+    groups = [[{"score": 1.0}] * 2, [{"score": 0.0}, {"score": 0.5}] * 3]
+    found = mean_of_means(groups)
+    assert (found["n"], found["mean"]) == (8, 0.625)
+    assert 0.5 <= found["low"] < 0.625 < found["high"] <= 0.75

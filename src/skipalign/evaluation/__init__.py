@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from skipalign.evaluation.metrics import contains_value, share
+from skipalign.evaluation.metrics import contains_value, folded, share
 from skipalign.files import SCHEMA_VERSION, write_json, write_text, written_aside
 
 # Besides whether an answer is right: secondary figures, so that old ones can be compared.
@@ -28,13 +28,13 @@ def graded(key: str, values: Sequence[str], answer: str) -> dict[str, Any]:
 
     `rouge1_recall`: share of the values' words in the answer, each as often as it comes.
     Source: the score of Retrieval Head (Wu et al. 2024, arXiv 2404.15574). Differs: no stemming,
-    and words of any script.
+    and words of any script; of scripts without spaces (Chinese, Japanese) each character is one.
 
     `word_share`: unlike words of the values in the answer, over all words of the values.
     Source: the score of Fu et al. 2024, arXiv 2402.10171. Differs: marks are no part of a word.
     """
     found = [contains_value(answer, value) for value in values]
-    wanted, said = (_WORD.findall(text.casefold()) for text in (" ".join(values), answer))
+    wanted, said = (_WORD.findall(folded(text)) for text in (" ".join(values), answer))
     return {
         "key": key,
         "value": ", ".join(values),

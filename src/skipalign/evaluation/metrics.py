@@ -165,7 +165,7 @@ def contains_value(answer: str, value: str) -> bool:
     separators (1,234,567) and is not found within a decimal number (47 is not in 47.5 or 0.47).
     Whatever else the answer says is not looked at: one that lists every value counts as right.
     """
-    answer, value = _folded(answer), _folded(value)
+    answer, value = folded(answer), folded(value)
     if not value:
         return False
     is_number = value.isdecimal()
@@ -181,7 +181,8 @@ def contains_value(answer: str, value: str) -> bool:
     return False
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """Return a text without letter case, and with its characters of one width."""
     return unicodedata.normalize("NFKC", text).strip().casefold()
 
 

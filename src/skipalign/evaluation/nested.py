@@ -39,7 +39,7 @@ class NestedText:
         self._sentence = int(rng.integers(len(maker.haystack.borders)))
         self._borders = maker.haystack.borders_from(self._sentence, longest)
         hidden = maker.settings.draw(rng, longest)
-        self._texts = [" " + text for text in hidden.texts[1:]]
+        self._texts = maker.spaced(hidden.texts[1:])
         self._drawn = hidden
         self._pieces = maker.pieces(self._texts)
         self._before = maker.num_before("")
@@ -50,7 +50,7 @@ class NestedText:
         self._starts = self._before + self._borders + ahead
 
     def prompt(self, context_length: int, depth: float) -> tuple[Prompt, Hidden]:
-        """Return a prompt of exactly `context_length` tokens, and what it hides and asks.
+        """Return a prompt of `context_length` tokens (see `PromptMaker.make`), and what it hides.
 
         The needle begins near `depth` of the whole prompt, template and question included, and
         within the passage: at depth 1 it is the last sentence before the question.
@@ -62,7 +62,7 @@ class NestedText:
         target = step * round(depth * context_length / step)
         border = int(np.abs(self._starts - target).argmin())
         hidden = self._needle(int(self._borders[border]))
-        texts = [" " + hidden.texts[0], *self._texts]
+        texts = [*self._maker.spaced(hidden.texts[:1]), *self._texts]
         pieces = self._maker.pieces(texts[:1]) + self._pieces
         body = self._maker.room(context_length, hidden.question, [len(pieces[0])])
         num = int(np.searchsorted(self._places + self._reach, body - MARGIN, side="right"))

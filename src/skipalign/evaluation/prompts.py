@@ -1,4 +1,4 @@
-"""Prompts that have exactly the number of tokens asked for, fast.
+"""Prompts that have exactly the number of tokens asked for, fast; no character is cut in two.
 
 A prompt is one user message, [passage with records][separator][question] or the question first,
 rendered by the chat template that training uses and joined by token ids.
@@ -7,6 +7,7 @@ rendered by the chat template that training uses and joined by token ids.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _LEAST_PASSAGE = 16  # tokens of prose that a prompt has besides its records
 _SPARE = 16  # tokens of prose laid out too many, then cut: joining may save a token or two
 MARGIN = 8  # tokens before the passage's end at which no record stands, for the same reason
+_LONGEST_CHARACTER = 4  # tokens, one for each byte
 _MARK = "DOCUMENT-AND-QUESTION"
 
 
@@ -45,7 +47,7 @@ class Plan:
     Attributes:
         context_length: tokens of the whole prompt.
         question: asked before or after the passage.
-        texts: the hidden sentences, each with the space before it.
+        texts: the hidden sentences, each with the space before it, if its language has any.
         pieces: their tokens, as they are after a full stop.
         sentence: of the haystack, with which the passage begins.
         room: tokens of prose that fit.
@@ -100,13 +102,15 @@ class PromptMaker:
         self._texts = DataTokenizer(tokenizer)
         template = Template(tokenizer, self._texts, settings.template_kwargs)
         self._head, self._tail = _around_content(template)
-        text = read_haystack(settings.haystack)
+        self._wording = settings.wording
+        text = read_haystack(settings.haystack, spaced=bool(self._wording.space))
         self._refuse_control(text)
         self.haystack_sha256 = hashlib.sha256(text.encode()).hexdigest()
         known = _haystacks.setdefault(tokenizer, {})
-        key = f"{len(tokenizer)} {self.haystack_sha256}"
+        key = f"{len(tokenizer)} {settings.language} {self.haystack_sha256}"
         if key not in known:
-            known[key] = tokenized(text, lambda text: self._after(".", text))
+            after_stop = partial(self._after, self._wording.stop)
+            known[key] = tokenized(text, after_stop, self._wording.space)
         self.haystack = known[key]
 
     def described(self) -> dict[str, Any]:
@@ -124,6 +128,8 @@ class PromptMaker:
     ) -> Prompt:
         """Make a prompt of exactly `context_length` tokens, template and question included.
 
+        It has up to three fewer where the passage would end within a character of several tokens.
+
         The first text goes to the border nearest to `depth` of the passage (0: first, 1: last).
         The others go to random borders. A border is where a sentence begins, before or after
         another record, and the passage's end, which is cut at a token.
@@ -131,7 +137,7 @@ class PromptMaker:
         Raises:
             RecipeError: the prompt has no room for its records.
         """
-        texts = [" " + text for text in hidden.texts]
+        texts = self.spaced(hidden.texts)
         pieces = self.pieces(texts)
         taken = [len(piece) for piece in pieces]
         room = self.room(context_length, hidden.question, taken)
@@ -142,10 +148,15 @@ class PromptMaker:
             Plan(context_length, hidden.question, texts, pieces, sentence, room, placed)
         )
 
+    def spaced(self, texts: Sequence[str]) -> list[str]:
+        """Return sentences as they stand in prose, with the space before each."""
+        return [self._wording.space + text for text in texts]
+
     def pieces(self, texts: Sequence[str]) -> list[Int[np.ndarray, " T"]]:
-        """Return the tokens of each text, which begins with a space, as after a full stop."""
-        found = self._texts.tokenize(["." + text for text in texts])
-        return [self._behind(".", *pair).ids for pair in zip(texts, found, strict=True)]
+        """Return the tokens of each text as after a full stop; see `spaced`."""
+        stop = self._wording.stop
+        found = self._texts.tokenize([stop + text for text in texts])
+        return [self._behind(stop, *pair).ids for pair in zip(texts, found, strict=True)]
 
     def room(self, context_length: int, question: str, taken: Sequence[int]) -> int:
         """Return how many tokens of prose fit besides records of `taken` tokens.
@@ -167,7 +178,7 @@ class PromptMaker:
         return len(self._opening(question, ".")[0]) - 1
 
     def assembled(self, plan: Plan) -> Prompt:
-        """Join what stands in a plan into a prompt of exactly its length."""
+        """Join what stands in a plan into a prompt of its length; see `make`."""
         passage = self.haystack.passage(plan.sentence, plan.room + _SPARE)
         parts = _parts(passage, plan)
         parts[0] = self._first(parts[0], plan)
@@ -175,7 +186,12 @@ class PromptMaker:
         if (last := parts[-1].record) is not None:
             ending, question_start = self._closing(plan.texts[last], plan.question)
             parts[-1] = _Part(ending[:0], last)
-        prompt = _joined(parts, _Part(ending, start=question_start), plan.context_length)
+        excess = sum(len(part.ids) for part in parts) + len(ending) - plan.context_length
+        assert excess >= 0, "the spare tokens make up for every joint"
+        kept = self.haystack.whole_tokens(
+            plan.sentence, len(passage) - excess, _LONGEST_CHARACTER - 1
+        )
+        prompt = _joined(parts, _Part(ending, start=question_start), len(passage) - kept)
         if self.question_first:
             opening = self._tokens(self._head + plan.question)
             start = int(np.searchsorted(opening.stops, len(self._head), side="right"))
@@ -204,7 +220,8 @@ class PromptMaker:
         before, ending = record + self.settings.separator, question + self._tail
         if self.question_first:
             before, ending = record, self._tail
-        tokens = self._after("." if record else "e", before + ending)
+        left = self._wording.stop if record else self._wording.letter
+        tokens = self._after(left, before + ending)
         return tokens.ids, int(np.searchsorted(tokens.stops, len(before), side="right"))
 
     def _after(self, left: str, text: str) -> Tokens:
@@ -303,11 +320,10 @@ def _parts(passage: Int[np.ndarray, " T"], plan: Plan) -> list[_Part]:
     return [part for part in parts if len(part.ids)]
 
 
-def _joined(parts: Sequence[_Part], closing: _Part, context_length: int) -> Prompt:
-    """Join the parts; the last stretch of prose gives up what is beyond `context_length`."""
-    excess = sum(len(part.ids) for part in parts) + len(closing.ids) - context_length
+def _joined(parts: Sequence[_Part], closing: _Part, excess: int) -> Prompt:
+    """Join the parts; the last stretch of prose gives up its last `excess` tokens."""
     last = max(index for index, part in enumerate(parts) if part.record is None)
-    assert 0 <= excess < len(parts[last].ids), "the spare tokens make up for every joint"
+    assert excess < len(parts[last].ids), "no more than the spare tokens is given up"
     kept = [
         part.ids[:-excess] if index == last and excess else part.ids
         for index, part in enumerate(parts)

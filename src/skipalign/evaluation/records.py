@@ -8,7 +8,7 @@ places, "Ada met Ben." and "Ben Adler came.", and the question gives the first k
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -22,6 +22,12 @@ CITIES = (
     "Naples", "Odessa", "Ottawa", "Paris", "Prague", "Riga", "Rome", "Santiago", "Seoul", "Sofia",
     "Sydney", "Tallinn", "Tirana", "Tokyo", "Toronto", "Turin", "Vienna", "Warsaw", "Zagreb",
 )
+CITIES_ZH = (
+    "里斯本", "奥斯陆", "内罗毕", "京都", "利马", "基多", "开罗", "突尼斯", "都柏林", "日内瓦",
+    "哈瓦那", "雅加达", "喀布尔", "拉各斯", "马德里", "马尼拉", "明斯克", "孟买", "慕尼黑",
+    "那不勒斯", "敖德萨", "渥太华", "巴黎", "布拉格", "里加", "罗马", "圣地亚哥", "首尔", "索非亚",
+    "悉尼", "塔林", "地拉那", "东京", "多伦多", "都灵", "维也纳", "华沙", "萨格勒布",
+)
 # fmt: on
 """Keys where a recipe names none. The values are then numbers of seven digits."""
 
@@ -29,6 +35,51 @@ _NUMBERS = (1_000_000, 9_000_000)  # the first, and how many
 
 Words = tuple[str, ...] | tuple[tuple[str, ...], ...]
 _Lists = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """What settings say where a recipe is silent, and how sentences are joined.
+
+    Attributes:
+        needle: a record.
+        question: about it.
+        key_joiner: what stands between several keys in a question.
+        keys: drawn from.
+        space: what stands between two sentences.
+        stop: what a sentence ends with.
+        letter: any.
+    """
+
+    needle: str
+    question: str
+    key_joiner: str
+    keys: tuple[str, ...]
+    space: str
+    stop: str
+    letter: str
+
+
+LANGUAGES = {
+    "en": Language(
+        needle="The secret number of {key} is {value}.",
+        question="What is the secret number of {key}? Answer with the number alone.",
+        key_joiner=" and ",
+        keys=CITIES,
+        space=" ",
+        stop=".",
+        letter="e",
+    ),
+    "zh": Language(
+        needle="{key}的秘密数字是{value}。",
+        question="{key}的秘密数字是多少？只回答这个数字。",
+        key_joiner="和",
+        keys=CITIES_ZH,
+        space="",
+        stop="。",
+        letter="的",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +112,13 @@ class RetrievalSettings:
         haystack: a text file or a folder of *.txt, read in sorted order; None is the built-in
             public-domain prose. White space is collapsed; a passage begins at a random sentence
             and goes on from the top where the text ends.
+        language: of the texts. `zh` has a needle, a question, a `key_joiner` and keys of its own,
+            where these are not given, joins sentences without spaces, and needs a haystack. It
+            serves any script that writes without spaces, with a needle and a question in it.
         needle: the hidden sentence, with `{key}` and `{value}`.
         question: with `{key}`.
         separator: what stands between passage and question.
-        keys: drawn from; None is CITIES. A list of lists makes keys of several words, one of
+        keys: drawn from; None is 38 cities. A list of lists makes keys of several words, one of
             each list.
         values: drawn from, like keys; None is numbers of seven digits.
         distractors: further records at random places, each with a key and a value of its own.
@@ -86,8 +140,9 @@ class RetrievalSettings:
 
     seed: int = 0
     haystack: str | None = None
-    needle: str = "The secret number of {key} is {value}."
-    question: str = "What is the secret number of {key}? Answer with the number alone."
+    language: Literal["en", "zh"] = "en"
+    needle: str = LANGUAGES["en"].needle
+    question: str = LANGUAGES["en"].question
     separator: str = "\n\n"
     keys: Words | None = None
     values: Words | None = None
@@ -97,13 +152,14 @@ class RetrievalSettings:
     near_keys: bool = False
     num_needles: int = 1
     same_key: bool = False
-    key_joiner: str = " and "
+    key_joiner: str = LANGUAGES["en"].key_joiner
     link: str | None = None
     max_new_tokens: int = 32
     template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises RecipeError for settings that no prompt can be made from."""
+        self._take_language()
         for name, text, places in (
             ("needle", self.needle, ("{key}", "{value}")),
             ("question", self.question, ("{key}",)),
@@ -139,6 +195,26 @@ class RetrievalSettings:
                 "near_keys is true and the keys are single words; near keys share all words but "
                 "one - give keys as a list of lists, such as [[Ada, Ben], [Mary, Jane]]"
             )
+
+    def _take_language(self) -> None:
+        """Put the language's own texts where the recipe gives none."""
+        if self.language not in LANGUAGES:
+            raise RecipeError(f"language is {self.language!r}; it must be {' or '.join(LANGUAGES)}")
+        if self.language == "en":
+            return
+        if self.haystack is None:
+            raise RecipeError(
+                f"language is {self.language} and haystack is None: the built-in prose is English "
+                "- give a text file or a folder of *.txt as haystack"
+            )
+        for name in ("needle", "question", "key_joiner"):
+            if getattr(self, name) == getattr(LANGUAGES["en"], name):
+                object.__setattr__(self, name, getattr(self.wording, name))
+
+    @property
+    def wording(self) -> Language:
+        """What the language brings along."""
+        return LANGUAGES[self.language]
 
     def num_records(self, context_length: int) -> int:
         """Return how many records a prompt of `context_length` tokens has, needles included."""
@@ -202,7 +278,7 @@ class RetrievalSettings:
 
     @property
     def _key_lists(self) -> _Lists:
-        return _lists(CITIES if self.keys is None else self.keys)
+        return _lists(self.wording.keys if self.keys is None else self.keys)
 
     def all_names(self) -> Iterator[str]:
         """Yield every word that the recipe names for keys and values."""
