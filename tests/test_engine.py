@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-from skipalign.batch import Collator, PackCollator, pad
+from skipalign.batch import Collator, PackCollator, pack, pad
 from skipalign.checkpoints import Counts
 from skipalign.encoding import IGNORE_INDEX, Example, Segment
-from skipalign.engine import SkipTrainer, mean_over_samples, trained_per_sample
+from skipalign.engine import SkipTrainer, mean_over_samples, skipped_tokens, trained_per_sample
 from skipalign.errors import RunError
 from skipalign.packing import Attention
-from skipalign.positions import SkipAlign
+from skipalign.positions import Contiguous, SkipAlign
 from skipalign.visits import PackDataset, PackSampler, Visit, VisitDataset, VisitSampler
 
 LENGTHS = (12, 9, 17, 8, 21, 10, 14, 9, 11, 13)
@@ -100,6 +100,31 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_losses_apart_are_those_of_each_sample_alone(tmp_path: Path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    engine = SkipTrainer(model=tiny_model(), args=args)
+    natural = Collator({"a": Contiguous()}, seed=0, pad_token_id=0)
+    rows = [[collator().place(Visit(EXAMPLES[0], 0)), natural.place(Visit(EXAMPLES[1], 0))]]
+    rows += [[natural.place(Visit(EXAMPLES[2], 0))]]
+    batch = pack(rows, 0, "block_diagonal")
+    skipped = skipped_tokens(batch["position_ids"], batch["sample_ids"])
+    expected = torch.zeros(2, 21, dtype=torch.bool)
+    expected[0, :12] = True
+    assert torch.equal(skipped, expected)
+    logits = torch.randn(2, 21, 41, generator=torch.Generator().manual_seed(0))
+    engine._tell_apart(logits, batch["labels"], skipped)
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], reduction="none"
+    )
+    total, count = engine._losses["skipped"]
+    assert total == pytest.approx(float(losses[0, :11].sum()))
+    assert count == int((EXAMPLES[0].labels[1:] != IGNORE_INDEX).sum())
+    total, _ = engine._losses["natural"]
+    assert total == pytest.approx(float(losses[0, 11:].sum() + losses[1].sum()))
+    padded = pad([rows[0][0], rows[1][0]], 0)["position_ids"]
+    assert skipped_tokens(padded, None).any(dim=1).tolist() == [True, False]
+
+
 def gradients(loss_of: dict[int, torch.Tensor], model: LlamaForCausalLM) -> dict:
     model.zero_grad()
     torch.stack(list(loss_of.values())).sum().backward()
@@ -149,9 +174,9 @@ def test_the_scaling_is_that_of_longalign():
     )
     num_packs, num_samples = 2, 5
     per_pack = []
-    for row, pack in enumerate(packs):
+    for row, numbers in enumerate(packs):
         total = 0.0
-        for place, number in enumerate(pack):
+        for place, number in enumerate(numbers):
             own = batch["sample_ids"][row, 1:] == place
             trained = int((EXAMPLES[number].labels[1:] != IGNORE_INDEX).sum())
             total += losses[row][own].sum() * num_packs / (trained * num_samples)

@@ -154,6 +154,21 @@ def test_a_run_leaves_a_folder_that_any_loader_runs(base: Path, data: ExampleFil
     assert load_model(str(tmp_path / "model")).config.max_position_embeddings == 512
 
 
+def test_the_loss_is_told_apart_by_natural_and_skipped_samples(
+    base: Path, data: ExampleFile, tmp_path: Path
+):
+    strategies = {"chats": SkipAlign(max_position=512, skip_fraction=0.5)}
+    fit(base, data, tmp_path, strategies=strategies, trainer={"max_steps": 2})
+    for line in read_json_lines(tmp_path / "loss.jsonl"):
+        low, high = sorted((line["loss_natural"], line["loss_skipped"]))
+        assert low < line["loss"] < high
+
+
+def test_a_watcher_that_is_not_installed_is_named(base: Path, data: ExampleFile, tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"trainer\.report_to: .*wandb.*install"):
+        fit(base, data, tmp_path, trainer={"report_to": "wandb"})
+
+
 def test_tokens_are_counted_without_padding(base: Path, data: ExampleFile, tmp_path: Path):
     one_epoch = {"max_steps": -1, "num_train_epochs": 1, "gradient_accumulation_steps": 1}
     for bias in (None, GapBias()):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
@@ -26,6 +26,7 @@ from skipalign.probe import fit_mask
 from skipalign.visits import PackSampler, Visit, VisitSampler
 
 _SAMPLES_NAMED = 8
+_TOKENS_AT_ONCE = 512  # whose logits stand in full precision while losses are told apart
 
 
 class Named:
@@ -55,8 +56,14 @@ class SkipTrainer(Trainer):
     samples_weigh_the_same: bool = False
     samples: Sequence[str] = ()  # of the batch at hand
     row_shape: tuple[int, ...] = ()
+    _skipped: Tensor | None = None
+    _losses: dict[str, tuple[float, int]]
     _step_samples: Sequence[str] = ()
     _aside: Path | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._losses = {}
 
     def load(self, state: TrainerState, checkpoint: Path) -> None:
         """Take over the state and the weights of a checkpoint without training on."""
@@ -91,10 +98,37 @@ class SkipTrainer(Trainer):
         sample_ids = inputs.pop("sample_ids", None)
         if self.samples_weigh_the_same:
             self.compute_loss_func = partial(mean_over_samples, sample_ids=sample_ids)
-        found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss = found[0] if return_outputs else found
+        labels = inputs["labels"]
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self._require_number("loss", float(loss.detach()), self.samples)
-        return found
+        logits = outputs.get("logits")
+        if logits is not None and self._skipped is not None and self._logs_this_step():
+            self._tell_apart(logits.detach(), labels, self._skipped)
+        return (loss, outputs) if return_outputs else loss
+
+    def _logs_this_step(self) -> bool:
+        every = self.state.logging_steps
+        return self.args.logging_strategy == "steps" and (self.state.global_step + 1) % every == 0
+
+    def _tell_apart(self, logits: Tensor, labels: Tensor, skipped: Tensor) -> None:
+        """Add up the losses of the tokens of natural and of skipped samples."""
+        for part in (labels[:, 1:] != IGNORE_INDEX).nonzero().split(_TOKENS_AT_ONCE):
+            rows, places = part.unbind(1)
+            losses = torch.nn.functional.cross_entropy(
+                logits[rows, places].float(), labels[rows, places + 1], reduction="none"
+            )
+            of_skipped = skipped[rows, places]
+            for name, which in (("natural", ~of_skipped), ("skipped", of_skipped)):
+                total, count = self._losses.get(name, (0.0, 0))
+                self._losses[name] = (total + float(losses[which].sum()), count + int(which.sum()))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the loss of the last step told apart by natural and skipped samples."""
+        if "loss" in logs:
+            apart = {f"loss_{name}": s / n for name, (s, n) in self._losses.items() if n}
+            logs = {**logs, **apart}
+            self._losses = {}
+        super().log(logs, start_time)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
@@ -118,6 +152,7 @@ class SkipTrainer(Trainer):
         batch = cast(Batch, super()._prepare_inputs(inputs))
         self.samples = cast(Any, batch).pop("samples", ())
         self.row_shape = tuple(batch["input_ids"].shape)
+        self._skipped = skipped_tokens(batch["position_ids"], batch.get("sample_ids"))
         mask = batch["attention_mask"]
         self._count(batch)
         batch["attention_mask"] = fit_mask(mask, next(cast(Any, self.model).parameters()).dtype)
@@ -181,6 +216,23 @@ class SkipTrainer(Trainer):
                     f"the weight {name} is no longer a number after step "
                     f"{self.state.global_step}; lower trainer.learning_rate - it is not saved"
                 )
+
+
+def skipped_tokens(
+    position_ids: Int[Tensor, " B T"], sample_ids: Int[Tensor, " B T"] | None
+) -> Bool[Tensor, " B T"]:
+    """Tell which tokens are of a sample whose positions skip.
+
+    Args:
+        position_ids: rising within a sample; padding, on the right, has 0.
+        sample_ids: which sample of its row each token is of; None is one sample a row.
+    """
+    num_rows, width = position_ids.shape
+    ids = torch.zeros_like(position_ids) if sample_ids is None else sample_ids
+    jumps = (position_ids.diff(dim=1) > 1) & (ids.diff(dim=1) == 0)
+    rows = torch.arange(num_rows, device=ids.device)[:, None]
+    places = rows * width + ids.clamp(min=0)
+    return torch.bincount(places[:, 1:][jumps], minlength=num_rows * width)[places] > 0
 
 
 def trained_per_sample(

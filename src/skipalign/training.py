@@ -68,6 +68,7 @@ DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,  # it would hide a loss of NaN from the one who must stop
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
+_APART = ("loss_natural", "loss_skipped")
 _CPU_MEMORY = "DefaultCPUAllocator"  # on a CPU, what cannot be had is a plain RuntimeError
 # Those that take a 4-D float mask, in which a key bias and the borders of packs travel.
 MASK_IMPLEMENTATIONS = ("eager", "sdpa")
@@ -197,14 +198,14 @@ def _engine(
     _refuse_smoothing(args, packing)
     torch.manual_seed(collator.seed)
     visits = VisitDataset(examples)
-    engine = SkipTrainer(
-        model=model,
-        args=args,
-        train_dataset=visits if packing is None else PackDataset(visits),
-        data_collator=cast(
-            Any, Named(collator if packing is None else PackCollator(collator, packing.attention))
-        ),
-    )
+    rows = collator if packing is None else PackCollator(collator, packing.attention)
+    with _installed():
+        engine = SkipTrainer(
+            model=model,
+            args=args,
+            train_dataset=visits if packing is None else PackDataset(visits),
+            data_collator=cast(Any, Named(rows)),
+        )
     engine.remove_callback(PrinterCallback)
     sampler = VisitSampler(
         examples.lengths,
@@ -219,6 +220,20 @@ def _engine(
         engine.sampler = PackSampler(sampler, packing.max_tokens, num_epochs=num_epochs)
         engine.samples_weigh_the_same = packing.loss == "sample"
     return engine
+
+
+@contextlib.contextmanager
+def _installed() -> Generator[None]:
+    """Name what `trainer.report_to` asks for and is not installed."""
+    try:
+        yield
+    except (RuntimeError, ImportError) as error:
+        if "to be installed" not in str(error):
+            raise
+        first_line = str(error).splitlines()[0]
+        raise RecipeError(
+            f"trainer.report_to: {first_line}; install it, or remove the line"
+        ) from None
 
 
 def _num_epochs(args: TrainingArguments, num_rows: int) -> int:
@@ -416,6 +431,7 @@ class _Watch(TrainerCallback):
                 "loss": float(logs["loss"]),
                 "learning_rate": float(logs["learning_rate"]),
                 "seconds": round(self.trainer.counts.spent, 3),
+                **{key: float(logs[key]) for key in _APART if key in logs},
             }
             append_json_line(self.out / "loss.jsonl", line)
 
