@@ -191,11 +191,10 @@ class Needles:
             if self.haystack == "essay"
             else "\n".join(_among(needles, records[num_needles:] or _noise(num_units), rng))
         )
-        asked = rng.choice(self.num_keys, size=self.num_queries, replace=False)
-        held = np.arange(num_needles).reshape(self.num_keys, -1)
-        answers = [values[i] for i in held[asked].reshape(-1)]
+        # Keys and places are drawn: the first keys stand anywhere.
+        answers = values[: self.num_queries * self.num_values]
         kind = self.values if self.form == "niah_many" else self.values.removesuffix("s")
-        query = _listed([keys[k] for k in asked])
+        query = _listed(keys[: self.num_queries])
         return _filled(self.form, answers, kind=kind, context=context, query=query)
 
 
