@@ -25,6 +25,7 @@ from skipalign.rope import NoExtension, Ntk
 from skipalign.study import Base, Training, evaluate, prepare
 from skipalign.study import train as train_in_study
 from skipalign.training import train
+from test_study import TEXTS
 from test_training import BLOCKS, make_base, make_data
 
 REACH = 512
@@ -192,11 +193,7 @@ def test_a_study_trains_evaluates_and_merges_an_adapter(bases: dict[bool, Path],
         context_length=32,
         trials=2,
         haystack=str(tmp_path / "hay.txt"),
-        needle="{key} x {value} .",
-        question="{key} ?",
-        keys=("a", "b"),
-        values=("d", "e"),
-        max_new_tokens=2,
+        **TEXTS,
     )
     training = Training(
         method="lora",

@@ -99,7 +99,8 @@ class SkipTrainer(Trainer):
         if self.samples_weigh_the_same:
             self.compute_loss_func = partial(mean_over_samples, sample_ids=sample_ids)
         labels = inputs["labels"]
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        found: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss, outputs = found
         self._require_number("loss", float(loss.detach()), self.samples)
         logits = outputs.get("logits")
         if logits is not None and self._skipped is not None and self._logs_this_step():

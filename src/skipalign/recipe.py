@@ -75,6 +75,7 @@ class Recipe:
         gate: what a method may lose in short ability.
         origins: for each of `methods` that a grid made, the listed method ("" if none is listed).
         tasks: the settings of each task to evaluate, by its name.
+        watch: tasks asked in training, and after how many steps each time.
     """
 
     where: str
@@ -83,6 +84,7 @@ class Recipe:
     methods: Mapping[str, Settings]
     several: bool
     tasks: Mapping[str, Any]
+    watch: Mapping[str, int] = field(default_factory=dict)
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
     gate: Gate | None = None
@@ -129,6 +131,8 @@ class Recipe:
         tree = {"name": self.name, **common, "evaluation": tasks, "seeds": list(self.seeds)}
         if self.gate is not None:
             tree["gate"] = plain(self.gate)
+        if self.watch:
+            tree["watch"] = plain(self.watch)
         if self.grid:
             tree["grid"] = plain(self.grid)
         if self.several:
@@ -168,6 +172,7 @@ class Recipe:
             trainer=settings.trainer,
             template_kwargs=settings.template_kwargs,
             train=settings.train,
+            watch=self.watch,
             tasks={
                 name: _with_template(task, settings.template_kwargs)
                 for name, task in self.tasks.items()
@@ -252,6 +257,7 @@ def _recipe(tree: dict[str, Any], where: str) -> Recipe:
         methods=methods,
         several=shared.methods is not None,
         tasks=shared.evaluation.tasks,
+        watch=shared.watch,
         grid=shared.grid,
         origins=origins,
         gate=shared.gate,
@@ -312,6 +318,11 @@ def _check_shared(shared: Shared, where: str) -> None:
             raise RecipeError(f"{where}: methods.{name}.{key}: is one for all methods; move it up")
     if shared.seed is not None and shared.seeds is not None:
         raise RecipeError(f"{where}: both seed and seeds are given; keep one of them")
+    for task in shared.watch:
+        if task not in shared.evaluation.tasks:
+            raise RecipeError(
+                f"{where}: watch.{task}: `evaluation` has no such task; give it there"
+            )
     seeds = shared.seeds or ()
     if len(set(seeds)) < len(seeds):
         raise RecipeError(f"{where}: seeds: {list(seeds)} has one twice; remove it")

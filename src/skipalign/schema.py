@@ -232,6 +232,7 @@ class Shared(_Strict):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
     evaluation: Evaluation = Evaluation()  # pyright: ignore[reportInvalidTypeForm]
+    watch: dict[str, Annotated[int, Field(ge=1)]] = {}
     gate: _Gate | None = None
     methods: dict[str, dict[str, Any]] | None = Field(default=None, min_length=1)
 

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from skipalign.progress import Labelled, Progress, Silent
 from skipalign.rope import RopeExtension
 from skipalign.tiny import make
 from skipalign.training import train as fine_tune
+from skipalign.watching import Watching
 
 PACKAGES = ("skipalign", "torch", "transformers", "accelerate", "tokenizers", "numpy", "peft")
 SHARED_DATA = ("rejected.jsonl", "accounting.json")
@@ -76,6 +78,7 @@ class Training:
         trainer: keys of transformers' TrainingArguments.
         template_kwargs: what the chat template takes.
         tasks: the settings of each task to evaluate, by its name.
+        watch: after how many steps each time a task is asked in training, by its name.
         train: False evaluates the extended base as it is.
     """
 
@@ -93,6 +96,7 @@ class Training:
     trainer: Mapping[str, Any] = field(default_factory=dict)
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     tasks: Mapping[str, Any] = field(default_factory=dict)
+    watch: Mapping[str, int] = field(default_factory=dict)
     train: bool = True
 
     @property
@@ -293,6 +297,9 @@ def _fit(
     training: Training, model: Any, tokenizer: Any, out: Path, progress: Progress
 ) -> dict[str, Any]:
     """Fine-tune; return the outcome for training.json."""
+    watcher = partial(
+        Watching, tokenizer=tokenizer, tasks=training.tasks, every=training.watch, out=out
+    )
     outcome = fine_tune(
         model,
         tokenizer,
@@ -304,6 +311,7 @@ def _fit(
         logit_scale=training.logit_scale,
         weights={source.name: source.weight for source in training.sources},
         trainer=training.trainer,
+        watchers=[watcher] if training.watch else (),
         seed=training.seed,
         progress=progress,
     )

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -129,6 +129,7 @@ def train(
     logit_scale: float | str | None = None,
     weights: Mapping[str, float | None] | None = None,
     trainer: Mapping[str, Any] | None = None,
+    watchers: Sequence[Callable[[SkipTrainer], TrainerCallback]] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -148,6 +149,7 @@ def train(
         logit_scale: multiplies attention logits in training only: a number, or `span`.
         weights: share of the tokens by source name.
         trainer: keys of TrainingArguments.
+        watchers: each makes a callback of what trains.
         seed: of order, positions and dropout.
         progress: where to report steps.
 
@@ -166,7 +168,8 @@ def train(
     )
     engine = _engine(model, args, examples, collator, packing=packing, weights=weights or {})
     watch = _Watch(engine, out, _question(examples, collator, packing))
-    engine.add_callback(watch)
+    for callback in (watch, *(make(engine) for make in watchers)):
+        engine.add_callback(callback)
     scaled = contextlib.nullcontext() if logit_scale is None else scaled_logits(model)
     with _ctrl_c_stops(watch), (progress or Silent()).bar("train", None) as bar, scaled:
         watch.bar = bar
