@@ -80,7 +80,7 @@ def test_right_models_pass(
     verdict = probe(model.to(dtype), max_position=4096, with_key_bias=biased)
     require(verdict)
     assert verdict["attn_implementation"] == attention
-    assert len(verdict["checks"]) == 4
+    assert len(verdict["checks"]) == 4 + biased
     moved = {c["name"]: c["change"] for c in verdict["checks"] if c["expected"] == "moves"}
     assert min(moved.values()) > 0
 
@@ -118,7 +118,7 @@ def test_right_models_pass_with_block_diagonal_packs(
             packed="block_diagonal",
         )
     require(verdict)
-    assert len(verdict["checks"]) == (6 if scaled else 4)
+    assert len(verdict["checks"]) == (6 if scaled else 4) + biased
     assert verdict["packed"] == "block_diagonal"
 
 

@@ -2,7 +2,7 @@
 
 transformers guesses borders between samples from position ids when a batch has no mask: every
 skip then cuts attention and the loss still looks healthy. So a batch from this room always
-carries its mask, and positions never stand for borders.
+carries its mask or its borders, and positions never stand for borders.
 
 Shape letters: B batch (rows), T tokens of the longest row.
 """
@@ -32,12 +32,17 @@ class Batch(TypedDict):
     packs, 4-D and float: what is added to the attention logits of (query, key), causal order,
     borders, padding and bias in one. Rows that hold several samples say so in `sample_ids`: 0, 1,
     ... in the order of the row, -1 for padding; the model does not take them.
+
+    For attention that takes no float mask (flash, flex) the bias stands in `key_bias`, and
+    block-diagonal packs have no mask at all: one row without padding, told by its sample_ids
+    (`borders.visibility`).
     """
 
     input_ids: Int[Tensor, " B T"]
     labels: Int[Tensor, " B T"]
     position_ids: Int[Tensor, " B T"]
-    attention_mask: Int[Tensor, " B T"] | Float[Tensor, " B 1 T T"]
+    attention_mask: NotRequired[Int[Tensor, " B T"] | Float[Tensor, " B 1 T T"]]
+    key_bias: NotRequired[Float[Tensor, " B T"]]
     logit_scale: NotRequired[Float[Tensor, " B T"]]
     sample_ids: NotRequired[Int[Tensor, " B T"]]
 
@@ -61,6 +66,8 @@ class Collator:
         pad_token_id: what fills the rows; it is never seen.
         key_bias: what training adds to the attention logits of keys, or None.
         logit_scale: what training multiplies attention logits by, or None.
+        float_mask: tell key biases and the borders of packs in a 4-D float mask, as sdpa and eager
+            take it; False leaves them beside, as flash and flex attention do.
     """
 
     def __init__(
@@ -71,15 +78,18 @@ class Collator:
         pad_token_id: int,
         key_bias: KeyBias | None = None,
         logit_scale: float | str | None = None,
+        float_mask: bool = True,
     ) -> None:
         self.strategies = strategies
         self.seed = seed
         self.pad_token_id = pad_token_id
         self.key_bias = key_bias
         self.logit_scale = logit_scale
+        self.float_mask = float_mask
 
     def __call__(self, visits: Sequence[Visit]) -> Batch:
-        return pad([self.place(visit) for visit in visits], self.pad_token_id)
+        samples = [self.place(visit) for visit in visits]
+        return pad(samples, self.pad_token_id, float_mask=self.float_mask)
 
     def place(self, visit: Visit) -> Placed:
         """Draw the positions of one visit, then its key bias, from the sample's own generator."""
@@ -109,23 +119,47 @@ class PackCollator:
 
     def __call__(self, packs: Sequence[Sequence[Visit]]) -> Batch:
         rows = [[self.collator.place(visit) for visit in visits] for visits in packs]
-        return pack(rows, self.collator.pad_token_id, self.attention)
+        float_mask = self.collator.float_mask
+        return pack(rows, self.collator.pad_token_id, self.attention, float_mask=float_mask)
 
 
-def pad(samples: Sequence[Placed], pad_token_id: int) -> Batch:
+def pad(samples: Sequence[Placed], pad_token_id: int, *, float_mask: bool = True) -> Batch:
     """Give every sample a row, filled on the right to the longest; a mask says what is a token.
+
+    Args:
+        samples: one for each row.
+        pad_token_id: what fills the rows.
+        float_mask: carry a key bias in the mask, not beside it.
 
     Raises:
         VisibilityError: some samples carry a key bias or a logit scale and others none.
     """
     rows = [[sample] for sample in samples]
-    return _batch(rows, pad_token_id, _sample_ids(rows), block_diagonal=False)
+    sample_ids = _sample_ids(rows)
+    batch = _batch(rows, pad_token_id, sample_ids)
+    if float_mask and "key_bias" in batch:
+        return _with_float_mask(batch, sample_ids)
+    batch["attention_mask"] = _is_token(sample_ids)
+    return batch
 
 
-def pack(rows: Sequence[Sequence[Placed]], pad_token_id: int, attention: Attention) -> Batch:
+def pack(
+    rows: Sequence[Sequence[Placed]],
+    pad_token_id: int,
+    attention: Attention,
+    *,
+    float_mask: bool = True,
+) -> Batch:
     """Join the samples of each row; say which token is of which sample, and who sees whom.
 
     The first token of a sample is not trained: what stands before it is another sample.
+
+    Args:
+        rows: the samples of each.
+        pad_token_id: what fills the rows.
+        attention: what the samples of a row see of each other.
+        float_mask: tell block-diagonal packs in a float mask. False joins all of them into one row
+            without padding, of which sample_ids tell the borders, and no mask is made.
 
     Raises:
         VisibilityError: causal attention with skipped positions or a key bias; or some samples
@@ -133,8 +167,14 @@ def pack(rows: Sequence[Sequence[Placed]], pad_token_id: int, attention: Attenti
     """
     if attention == "causal":
         rows = [_one_text(row) for row in rows]
+    elif not float_mask:
+        rows = [[sample for row in rows for sample in row]]
     sample_ids = _sample_ids(rows)
-    batch = _batch(rows, pad_token_id, sample_ids, block_diagonal=attention == "block_diagonal")
+    batch = _batch(rows, pad_token_id, sample_ids)
+    if attention == "causal":
+        batch["attention_mask"] = _is_token(sample_ids)
+    elif float_mask:
+        batch = _with_float_mask(batch, sample_ids)
     first = np.diff(sample_ids, prepend=-1, axis=1) != 0
     batch["labels"][torch.from_numpy(first)] = IGNORE_INDEX
     batch["sample_ids"] = torch.from_numpy(sample_ids)
@@ -164,30 +204,34 @@ def _one_text(row: Sequence[Placed]) -> list[Placed]:
 
 
 def _batch(
-    rows: Sequence[Sequence[Placed]],
-    pad_token_id: int,
-    sample_ids: Int[np.ndarray, " B T"],
-    *,
-    block_diagonal: bool,
+    rows: Sequence[Sequence[Placed]], pad_token_id: int, sample_ids: Int[np.ndarray, " B T"]
 ) -> Batch:
+    """Return the batch without what tells who sees whom."""
     samples = [sample for row in rows for sample in row]
     is_token = sample_ids >= 0
-    mask = is_token.astype(np.int64)
-    bias = np.zeros(mask.shape, np.float32)
-    biases = [each.key_bias for each in samples if each.key_bias is not None]
-    if _all_carry("key_bias", samples):
-        bias[is_token] = np.concatenate(biases)
-    if biases or block_diagonal:
-        mask = _additive_mask(bias, sample_ids)
     batch = Batch(
         input_ids=_grid(is_token, pad_token_id, [each.example.input_ids for each in samples]),
         labels=_grid(is_token, IGNORE_INDEX, [each.example.labels for each in samples]),
         position_ids=_grid(is_token, 0, [each.position_ids for each in samples]),
-        attention_mask=torch.from_numpy(mask),
     )
+    if _all_carry("key_bias", samples):
+        biases = [each.key_bias for each in samples if each.key_bias is not None]
+        batch["key_bias"] = _grid(is_token, 0, biases, np.float32)
     if _all_carry("logit_scale", samples):
         scales = [np.full(len(each.position_ids), each.logit_scale) for each in samples]
         batch["logit_scale"] = _grid(is_token, 1, scales, np.float32)
+    return batch
+
+
+def _is_token(sample_ids: Int[np.ndarray, " B T"]) -> Int[Tensor, " B T"]:
+    return torch.from_numpy((sample_ids >= 0).astype(np.int64))
+
+
+def _with_float_mask(batch: Batch, sample_ids: Int[np.ndarray, " B T"]) -> Batch:
+    """Return the batch with its borders, padding and key bias, if any, in one float mask."""
+    bias = batch.pop("key_bias", None)
+    values = np.zeros(sample_ids.shape, np.float32) if bias is None else bias.numpy()
+    batch["attention_mask"] = torch.from_numpy(_additive_mask(values, sample_ids))
     return batch
 
 

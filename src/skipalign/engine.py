@@ -19,10 +19,10 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from skipalign import adapters
 from skipalign.batch import Batch
+from skipalign.borders import implementation_of, visibility
 from skipalign.checkpoints import Counts, seal
 from skipalign.encoding import IGNORE_INDEX
 from skipalign.errors import RunError
-from skipalign.probe import fit_mask
 from skipalign.visits import PackSampler, Visit, VisitSampler
 
 _SAMPLES_NAMED = 8
@@ -154,24 +154,26 @@ class SkipTrainer(Trainer):
         self.samples = cast(Any, batch).pop("samples", ())
         self.row_shape = tuple(batch["input_ids"].shape)
         self._skipped = skipped_tokens(batch["position_ids"], batch.get("sample_ids"))
-        mask = batch["attention_mask"]
         self._count(batch)
-        batch["attention_mask"] = fit_mask(mask, next(cast(Any, self.model).parameters()).dtype)
-        return batch
+        dtype = next(cast(Any, self.model).parameters()).dtype
+        seen = visibility(batch, implementation_of(self.model), dtype)
+        batch.pop("attention_mask", None)
+        return {**batch, **seen}
 
     def _count(self, batch: Batch) -> None:
-        mask, width = batch["attention_mask"], batch["input_ids"].shape[1]
         if "sample_ids" in batch:
             seen = batch["sample_ids"] >= 0
             num_sequences = int((batch["sample_ids"].amax(dim=1) + 1).sum())
         else:
+            assert "attention_mask" in batch
+            mask = batch["attention_mask"]
             # In a 4-D mask the last query sees every token of its row and no padding.
             seen = mask if mask.dim() == 2 else mask[:, 0, -1] > torch.finfo(mask.dtype).min
             num_sequences = len(mask)
         self.counts.num_sequences += num_sequences
         self.counts.tokens += int(seen.sum())
         self.counts.trained_tokens += int((batch["labels"] != IGNORE_INDEX).sum())
-        self.counts.max_row_tokens = max(self.counts.max_row_tokens, width)
+        self.counts.max_row_tokens = max(self.counts.max_row_tokens, batch["input_ids"].shape[1])
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not adapters.is_attached(self.model):

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from skipalign.batch import Batch, Placed, pack, pad
+from skipalign.borders import implementation_of, takes_borders, visibility
 from skipalign.encoding import IGNORE_INDEX, Example, Segment
 from skipalign.errors import ModelError, VisibilityError
 from skipalign.packing import Attention
@@ -26,7 +27,8 @@ NUM_TOKENS = 24
 SKIP_BEFORE = 12
 LONGEST_SKIP = 997
 PROBED_SCALE = 3.0
-SEEN = ("input_ids", "position_ids", "attention_mask", "logit_scale")
+SEEN = ("input_ids", "position_ids", "key_bias", "logit_scale")
+_NUM_BESIDE = NUM_TOKENS - 4
 
 CURES = {
     "attention crosses the skip": (
@@ -49,6 +51,10 @@ CURES = {
         "tokens see the ones after them, so the answer is given away - use attn_implementation: "
         "sdpa or eager"
     ),
+    "the key bias moves logits": (
+        "the key bias changes nothing: it does not reach the attention of this model - use "
+        "attn_implementation: sdpa, or key_bias: none"
+    ),
     "the scale moves logits": (
         "logit_scale changes nothing: it does not reach the rotary embedding - leave it out"
     ),
@@ -70,6 +76,7 @@ class _Case:
     skip: int
     scale: float
     other_scale: float
+    bias: float
     vocab_size: int
 
 
@@ -78,6 +85,7 @@ class _Layout:
     with_key_bias: bool
     with_logit_scale: bool
     packed: Attention | None
+    float_mask: bool
 
 
 Logits = Callable[..., Float[Tensor, " T V"]]
@@ -99,7 +107,8 @@ def probe(
     Args:
         model: the model as the Trainer wrapped it.
         max_position: ids of the run lie in [0, max_position); bounds the probe's skip.
-        with_key_bias: probe the 4-D float mask that carries a key bias.
+        with_key_bias: probe a key bias, in the 4-D float mask or, where the attention takes none,
+            under `bias_attention.biased_keys(model)`.
         with_logit_scale: probe the scale, under `logit_scale.scaled_logits(model)`.
         packed: probe rows of several samples with this attention.
 
@@ -110,16 +119,18 @@ def probe(
     Raises:
         ModelError: there is nothing to compare the logit scale with.
     """
-    layout = _Layout(with_key_bias, with_logit_scale, packed)
+    implementation = implementation_of(model)
+    layout = _Layout(with_key_bias, with_logit_scale, packed, not takes_borders(implementation))
     vocab_size = getattr(model, "module", model).get_input_embeddings().weight.shape[0]
     rng = sample_rng(0, 0, "start-up probe")
     case = _Case(
         watched=rng.integers(0, vocab_size, NUM_TOKENS),
-        beside=rng.integers(0, vocab_size, NUM_TOKENS - 4),
-        other=rng.integers(0, vocab_size, NUM_TOKENS - 4),
+        beside=rng.integers(0, vocab_size, _NUM_BESIDE),
+        other=rng.integers(0, vocab_size, _NUM_BESIDE),
         skip=0 if packed == "causal" else max(0, min(LONGEST_SKIP, max_position - NUM_TOKENS)),
         scale=PROBED_SCALE,
         other_scale=PROBED_SCALE,
+        bias=1.0,
         vocab_size=vocab_size,
     )
 
@@ -131,13 +142,13 @@ def probe(
     threshold = 10 * noise + 1e-6 * _largest(reference)
     checks = [
         _check(name, expected, _largest(change), threshold)
-        for name, (expected, change) in _changes(logits, reference, case, packed).items()
+        for name, (expected, change) in _changes(logits, reference, case, layout).items()
     ]
     if with_logit_scale:
         checks += _scale_checks(model, logits, reference, threshold)
     return {
         "passed": all(check["passed"] for check in checks),
-        "attn_implementation": _attn_implementation(model),
+        "attn_implementation": implementation,
         "with_key_bias": with_key_bias,
         "with_logit_scale": with_logit_scale,
         "packed": packed,
@@ -146,7 +157,7 @@ def probe(
 
 
 def _changes(
-    logits: Logits, reference: Float[Tensor, " T V"], case: _Case, packed: Attention | None
+    logits: Logits, reference: Float[Tensor, " T V"], case: _Case, layout: _Layout
 ) -> dict[str, tuple[str, Tensor]]:
     """Return what is expected of each change, and by how much the watched logits moved."""
     others = {"other": case.other[::-1].copy(), "other_scale": 1.0}
@@ -158,13 +169,15 @@ def _changes(
         "attention crosses the skip": ("moves", first[tail]),
         "later tokens are unseen": ("still", last[:-1]),
     }
-    if packed == "causal":
+    if layout.packed == "causal":
         changes["other samples are unseen"] = ("still", logits(**others) - reference)
         changes["earlier samples are seen"] = ("moves", (logits(**beside) - reference)[-1:])
     else:
         changes["other samples are unseen"] = ("still", logits(**others, **beside) - reference)
     if case.skip:
         changes["the skip moves logits"] = ("moves", (logits(skip=0) - reference)[tail])
+    if layout.with_key_bias:
+        changes["the key bias moves logits"] = ("moves", (logits(bias=0.0) - reference)[tail])
     return changes
 
 
@@ -223,22 +236,26 @@ def require(verdict: dict[str, Any]) -> None:
 
 
 def _batch(case: _Case, layout: _Layout) -> Batch:
-    watched = _placed(case.watched, case.skip, case.scale, layout)
-    other = _placed(case.other, 0, case.other_scale, layout)
+    float_mask = layout.float_mask
+    watched = _placed(case.watched, case.skip, case.scale, case.bias, layout)
+    other = _placed(case.other, 0, case.other_scale, case.bias, layout)
     if layout.packed is None:
-        return pad([watched, other], pad_token_id=0)
+        return pad([watched, other], 0, float_mask=float_mask)
     # In a causal pack a row is one text and has one scale.
     scale = case.scale if layout.packed == "causal" else case.other_scale
-    return pack([[_placed(case.beside, 0, scale, layout), watched], [other]], 0, layout.packed)
+    beside = _placed(case.beside, 0, scale, case.bias, layout)
+    return pack([[beside, watched], [other]], 0, layout.packed, float_mask=float_mask)
 
 
-def _placed(ids: Int[np.ndarray, " T"], skip: int, scale: float, layout: _Layout) -> Placed:
+def _placed(
+    ids: Int[np.ndarray, " T"], skip: int, scale: float, height: float, layout: _Layout
+) -> Placed:
     positions = np.arange(len(ids))
     positions[SKIP_BEFORE:] += skip
     segments = (Segment(0, len(ids), "user", 0, len(ids)),)
     nothing = np.full(len(ids), IGNORE_INDEX)
     example = Example(ids, nothing, segments, np.zeros(0, np.int64), "probe", "probe")
-    bias = (np.arange(len(ids)) < SKIP_BEFORE).astype(np.float32)
+    bias = np.where(np.arange(len(ids)) < SKIP_BEFORE, height, 0).astype(np.float32)
     return Placed(
         example,
         positions,
@@ -248,28 +265,23 @@ def _placed(ids: Int[np.ndarray, " T"], skip: int, scale: float, layout: _Layout
 
 
 def _watched_logits(model: Any, batch: Batch) -> Float[Tensor, " T V"]:
-    """Return the logits of the watched sample, the last of the first row, which is the longest."""
+    """Return the logits of the watched sample, in the first row behind the one beside it if any."""
     parameter = next(model.parameters())
-    tensors = cast(dict[str, Tensor], batch)
-    inputs = {name: tensors[name].to(parameter.device) for name in SEEN if name in tensors}
-    inputs["attention_mask"] = fit_mask(inputs["attention_mask"], parameter.dtype)
+    tensors = {
+        name: value.to(parameter.device) for name, value in cast(dict[str, Tensor], batch).items()
+    }
+    inputs = {name: tensors[name] for name in SEEN if name in tensors}
+    seen = visibility(tensors, implementation_of(model), parameter.dtype)
     was_training = model.training
     model.train()
     try:
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
-            output = model(**inputs)
+            output = model(**inputs, **seen)
     finally:
         model.train(was_training)
-    return output.logits[0, -NUM_TOKENS:].float()
-
-
-def fit_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a float mask in the dtype of the attention logits, its lowest value kept finite."""
-    if not mask.is_floating_point() or mask.dtype == dtype:
-        return mask
-    lowest = max(torch.finfo(dtype).min, torch.finfo(mask.dtype).min)
-    return mask.clamp(min=lowest).to(dtype)
+    start = _NUM_BESIDE if "sample_ids" in batch else 0
+    return output.logits[0, start : start + NUM_TOKENS].float()
 
 
 def _replaced(ids: Int[np.ndarray, " T"], index: int, vocab_size: int) -> Int[np.ndarray, " T"]:
@@ -299,8 +311,3 @@ def _check(name: str, expected: str, change: float, threshold: float) -> dict[st
 
 def _name(model: Any) -> str:
     return type(getattr(model, "module", model)).__name__
-
-
-def _attn_implementation(model: Any) -> str:
-    config = getattr(model, "config", None) or model.module.config
-    return str(getattr(config, "_attn_implementation", "unknown"))

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import torch
 from transformers import (
     PrinterCallback,
@@ -27,9 +28,11 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from skipalign.batch import Collator, PackCollator
+from skipalign.bias_attention import FLASH, FLEX, biased_keys, refuse_biased_keys
+from skipalign.borders import refuse_large_mask, takes_borders
 from skipalign.checkpoints import counts_at, keep_losses_until, newest_checkpoint
 from skipalign.engine import Named, SkipTrainer
-from skipalign.errors import RecipeError, RunError, VisibilityError
+from skipalign.errors import ModelError, RecipeError, RunError, VisibilityError
 from skipalign.files import append_json_line, write_json
 from skipalign.key_bias import KeyBias
 from skipalign.logit_scale import check_logit_scale, scaled_logits
@@ -165,20 +168,30 @@ def train(
         pad_token_id=pad_token_id(tokenizer),
         key_bias=key_bias,
         logit_scale=logit_scale,
+        float_mask=not takes_borders(model.config._attn_implementation),
     )
     engine = _engine(model, args, examples, collator, packing=packing, weights=weights or {})
     watch = _Watch(engine, out, _question(examples, collator, packing))
     for callback in (watch, *(make(engine) for make in watchers)):
         engine.add_callback(callback)
-    scaled = contextlib.nullcontext() if logit_scale is None else scaled_logits(model)
-    with _ctrl_c_stops(watch), (progress or Silent()).bar("train", None) as bar, scaled:
-        watch.bar = bar
-        with _told_with_the_cure(engine, out):
-            _train_from(engine, newest_checkpoint(Path(args.output_dir)), out)
+    bar, told = (progress or Silent()).bar("train", None), _told_with_the_cure(engine, out)
+    with _ctrl_c_stops(watch), bar as watch.bar, _training_only(model, collator), told:
+        _train_from(engine, newest_checkpoint(Path(args.output_dir)), out)
     if not watch.interrupted and engine.is_world_process_zero():
         engine.require_finite_weights()
         _save_final(engine, tokenizer, out / "model")
     return watch.outcome(engine)
+
+
+@contextlib.contextmanager
+def _training_only(model: Any, collator: Collator) -> Generator[None]:
+    """While open, the model takes what its batches carry in training alone."""
+    with contextlib.ExitStack() as stack:
+        if collator.logit_scale is not None:
+            stack.enter_context(scaled_logits(model))
+        if collator.key_bias is not None and not collator.float_mask:
+            stack.enter_context(biased_keys(model))
+        yield
 
 
 def _engine(
@@ -199,6 +212,7 @@ def _engine(
         longest=int(examples.lengths.max()),
     )
     _refuse_smoothing(args, packing)
+    _refuse_here(model, args, collator, packing, int(examples.lengths.max()))
     torch.manual_seed(collator.seed)
     visits = VisitDataset(examples)
     rows = collator if packing is None else PackCollator(collator, packing.attention)
@@ -310,13 +324,15 @@ def refuse_layout(
 
     Raises:
         RecipeError: a logit scale that is none.
-        VisibilityError: a key bias or block-diagonal packs where no float mask is taken, or where
-            it would show a layer more than its sliding window; or causal packs of samples that
-            skip or carry a key bias.
+        VisibilityError: a key bias or block-diagonal packs where the attention takes neither a
+            float mask nor borders, where its mask would show a layer more than its sliding window,
+            or where keys cannot carry the bias; or causal packs of samples that skip or carry a
+            key bias.
     """
     check_logit_scale(logit_scale)
     if key_bias is not None:
         _refuse_mask(model, longest, f"key_bias {key_bias.name!r}", "key_bias: none")
+        refuse_biased_keys(model.config, f"key_bias {key_bias.name!r}")
     if packing is None:
         return
     if packing.attention == "block_diagonal":
@@ -338,20 +354,54 @@ def refuse_layout(
 
 
 def _refuse_mask(model: Any, longest: int, asked: str, without: str) -> None:
-    """Refuse a 4-D float mask where it is not taken, or would be wrong."""
+    """Refuse a bias or borders where they are not taken, or a mask of them that would be wrong."""
     implementation = model.config._attn_implementation
-    if implementation not in MASK_IMPLEMENTATIONS:
+    if implementation not in MASK_IMPLEMENTATIONS and not takes_borders(implementation):
         raise VisibilityError(
             f"{asked} with attn_implementation {implementation!r}: it travels in a 4-D float "
-            f"mask, which this implementation does not take - use sdpa or eager, or {without}"
+            "mask or in keys and borders, which are not known to reach this implementation - use "
+            f"{', '.join((*MASK_IMPLEMENTATIONS, *FLASH, FLEX))}, or {without}"
         )
     window = sliding_window(model.config)
-    if window is not None and window < longest:
+    # Flash attention keeps the window of a layer by itself, inside the borders it is given.
+    if window is not None and window < longest and implementation not in FLASH:
         raise VisibilityError(
             f"{asked} with a model of which some layers see {window:,} tokens back "
             f"(sliding_window) and a sample of {longest:,} tokens: its 4-D mask would show them "
             f"all of it - lower the source's max_tokens to {window:,}, or use {without}"
         )
+
+
+def _refuse_here(
+    model: Any,
+    args: TrainingArguments,
+    collator: Collator,
+    packing: Packing | None,
+    longest: int,
+) -> None:
+    """Refuse what this machine cannot do: flex attention on a CPU, masks beyond its memory."""
+    if model.config._attn_implementation == FLEX and args.device.type == "cpu":
+        raise ModelError(
+            "attn_implementation 'flex_attention' on a CPU: torch has no backward pass for it "
+            "there - use sdpa, or a GPU"
+        )
+    asked = "packing.attention block_diagonal"
+    if packing is None and collator.key_bias is not None:
+        asked = f"key_bias {collator.key_bias.name!r}"
+    elif packing is None or packing.attention == "causal":
+        return
+    if collator.float_mask:
+        width = packing.max_tokens if packing else longest
+        rows = args.per_device_train_batch_size
+        refuse_large_mask(rows, width, _memory_bytes(args.device), asked)
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """Return the memory in which a mask is made, and of the device if that is less."""
+    found = int(psutil.virtual_memory().total)
+    if device.type == "cuda":
+        found = min(found, int(torch.cuda.get_device_properties(device).total_memory))
+    return found
 
 
 def _refuse_smoothing(args: TrainingArguments, packing: Packing | None) -> None:
