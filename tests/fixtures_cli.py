@@ -89,5 +89,5 @@ def study(cli_folder: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(study, "evaluate_model", keep("evaluate", found))
     monkeypatch.setattr(report_room, "write_report", keep("report", Path("runs/own/report.html")))
     monkeypatch.setattr(report_room, "table", lambda runs: [{"method": "own"}])
-    monkeypatch.setattr(report_room, "terminal_table", lambda runs: "the table")
+    monkeypatch.setattr(report_room, "terminal_tables", lambda runs: ["the table"])
     return calls

@@ -11,8 +11,10 @@ from fixtures_cli import METHODS
 from fixtures_eval import prose
 from fixtures_server import Reply, answers_as_tiny, said, serving
 from skipalign import tiny
+from skipalign.evaluation.lm_eval import LmEvalSettings
 from skipalign.evaluation.longbench import LongBenchSettings
 from skipalign.evaluation.needle import NeedleSettings
+from skipalign.evaluation.short_check import ShortCheckSettings
 from skipalign.evaluation.stretch import StretchSettings
 
 
@@ -98,7 +100,35 @@ def test_evaluate_longbench(run: Any, study: dict[str, Any]):
         Path(f"here/predictions/{name}").touch()
     found = run(*words, "--overwrite")
     assert list(Path("here/predictions").iterdir()) == []
-    assert found.last.endswith("next: skipalign score here/predictions")
+    assert found.last.endswith("next: skipalign report here")
+
+
+def test_tasks_may_be_named_behind_the_task(run: Any, study: dict[str, Any]):
+    run("evaluate", "m", "--task", "lm-eval:arc_easy, hellaswag", "num_fewshot=5")
+    assert study["evaluate"][1] == LmEvalSettings(tasks=("arc_easy", "hellaswag"), num_fewshot=5)
+    assert study["evaluate"][2] == Path("evaluation/lm_eval")
+    run("evaluate", "m", "--task", "longbench:lcc", "--data", "bench")
+    assert study["evaluate"][1] == LongBenchSettings(data="bench", tasks=("lcc",))
+    run("evaluate", "m", "--task", "short-check", "max_new_tokens=9")
+    assert study["evaluate"][1] == ShortCheckSettings(max_new_tokens=9)
+    for words, message in (
+        (["lm-eval"], "give --tasks; there is no recipe"),
+        (["lm-eval:a", "--tasks", "b"], "named behind --task and by --tasks; keep one"),
+        (["needle:a", "--lengths", "64"], "--tasks belongs to --task"),
+        (["lm-evil:a"], "'lm-evil' is none of needle"),
+    ):
+        found = run("evaluate", "m", "--task", *words)
+        assert found.code == 2
+        assert message in " ".join(found.err.split())
+
+
+def test_report_of_results_alone(run: Any):
+    scored = json.loads(run("score", str(Path(__file__).parent / "predictions"), "--json").out)
+    made_runs.write_json(Path("mine/longbench.json"), scored)
+    found = run("report", "mine")
+    assert found.code == 0
+    assert "mine: longbench-v1" in found.out
+    assert found.last == "made mine/report.html; next: open it in a browser"
 
 
 def test_score_stored_answers(run: Any):

@@ -1,6 +1,6 @@
 """lm_eval.py: what the harness says of our model, word for word; all of it offline."""
 
-import json
+from pathlib import Path
 
 import pytest
 
@@ -13,35 +13,12 @@ from skipalign.generation import TransformersGenerator
 from skipalign.model import load_model, save_model
 from skipalign.rope import Ntk
 
-TASK = """\
-task: own_choice
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}} "
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: gold
-metric_list:
-  - metric: acc
-  - metric: acc_norm
-metadata: {{version: 3}}
-"""
+TASKS = str(Path(__file__).parent / "lm_eval_tasks")
 
 
-@pytest.fixture
-def tasks(tmp_path, monkeypatch):
-    """A folder with a task of our own, whose data is a file."""
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    names = ["Ada", "Ben", "Mary"]
-    rows = [{"question": f"Who came {n}?", "choices": names, "gold": n % 3} for n in range(10)]
-    data = tmp_path / "own.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    folder = tmp_path / "tasks"
-    folder.mkdir()
-    (folder / "own.yaml").write_text(TASK.format(data=data))
-    return folder
 
 
 def extended(tmp_path):
@@ -51,9 +28,9 @@ def extended(tmp_path):
     return load_model(str(base), rope=Ntk(factor=8.0))
 
 
-def test_the_numbers_are_the_harness_s_own_on_the_model_as_we_loaded_it(tasks, tmp_path):
+def test_the_numbers_are_the_harness_s_own_on_the_model_as_we_loaded_it(tmp_path):
     model = extended(tmp_path)
-    settings = LmEvalSettings(tasks=("own_choice",), include_path=str(tasks), batch_size=4)
+    settings = LmEvalSettings(tasks=("own_choice",), include_path=TASKS, batch_size=4)
     generator = TransformersGenerator(model, tokenizer())
     document = evaluate_lm_eval(generator, tokenizer(), settings, tmp_path / "out")
     assert document == read_json(tmp_path / "out/lm_eval.json")
@@ -64,7 +41,7 @@ def test_the_numbers_are_the_harness_s_own_on_the_model_as_we_loaded_it(tasks, t
     direct = simple_evaluate(
         HFLM(pretrained=model, tokenizer=tokenizer(), batch_size=4),
         tasks=["own_choice"],
-        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        task_manager=TaskManager(include_path=TASKS, include_defaults=False),
     )
     theirs = direct["results"]["own_choice"]
     for cell in document["cells"]:
@@ -116,8 +93,8 @@ def test_what_cannot_be_asked_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_task_that_the_harness_does_not_have_is_named(tasks, tmp_path):
+def test_a_task_that_the_harness_does_not_have_is_named(tmp_path):
     generator = TransformersGenerator(tiny_llama(len(tokenizer())), tokenizer())
-    settings = LmEvalSettings(tasks=("own_choise",), include_path=str(tasks))
+    settings = LmEvalSettings(tasks=("own_choise",), include_path=TASKS)
     with pytest.raises(RunError, match="has no task 'own_choise'"):
         evaluate_lm_eval(generator, tokenizer(), settings, tmp_path)

@@ -30,6 +30,11 @@ SMALL: dict[str, dict[str, Any]] = {
         "max_new_tokens": 2,
     },
     "ruler": {"lengths": (640, 480), "tasks": ("niah_single_1", "niah_single_2"), "trials": 1},
+    "short_check": {"kinds": ("copy", "count"), "max_new_tokens": 2},
+    "lm_eval": {
+        "tasks": ("own_choice",),
+        "include_path": str(Path(__file__).parent / "lm_eval_tasks"),
+    },
 }
 
 

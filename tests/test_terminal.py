@@ -109,6 +109,11 @@ def test_scores_are_printed_with_interval_and_n(capsys: pytest.CaptureFixture[st
     named = {"name": "lcc", "n": 4, "mean": 0.5, "low": 0.0, "high": 1.0}
     print_cells({"task": "longbench", "cells": [named]})
     assert capsys.readouterr().out == "lcc: 0.500 [0.000, 1.000] score, n 4\n"
+    bare = {"name": "wiki ppl", "n": 4, "mean": 12.5, "low": None, "high": None}
+    print_cells({"task": "lm_eval", "cells": [bare]})
+    assert capsys.readouterr().out == "wiki ppl: 12.500 (no interval) score, n 4\n"
+    print_cells({"task": "short_check", "cells": [], "summary": {"all": cell, "num_cut": 0}})
+    assert capsys.readouterr().out == "all: 0.750 [0.300, 0.950] accuracy, 3 of 4\n"
 
 
 def test_the_time_of_each_stage_and_of_all(capsys: pytest.CaptureFixture[str]):

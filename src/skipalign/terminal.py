@@ -120,9 +120,12 @@ def print_cells(results: Mapping[str, Any]) -> None:
     from skipalign.evaluation.tasks import TASKS
 
     task = TASKS[results["task"]]
-    for cell in task.rows(results):
+    summary: Mapping[str, Any] = results.get("summary") or {}
+    together = [{"name": "all", **summary["all"]}] if "all" in summary else []
+    for cell in [*task.rows(results), *together]:
         place = f"{task.against} {cell[task.against]:>9,}: " if task.against else ""
         place = f"{visible(str(cell['name']))}: " if "name" in cell else place
         counted = f"{cell['correct']} of {cell['n']}" if "correct" in cell else f"n {cell['n']:,}"
-        interval = f"[{cell['low']:.3f}, {cell['high']:.3f}]"
+        known = cell["low"] is not None
+        interval = f"[{cell['low']:.3f}, {cell['high']:.3f}]" if known else "(no interval)"
         click.echo(f"{place}{cell['mean']:.3f} {interval} {task.measure}, {counted}")

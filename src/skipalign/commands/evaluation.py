@@ -34,12 +34,17 @@ TASK_OPTIONS = (
 STUDY_DOCUMENT = "A file for all figures: scores, paired differences, cost, coverage, conditions."
 
 
-def _task(_: click.Context, __: click.Parameter, value: str) -> str:
+def _task(
+    context: click.Context, parameter: click.Parameter, value: str
+) -> tuple[str, tuple[str, ...] | None]:
+    """Return the task, and what is named behind it: lm-eval:arc_easy,hellaswag."""
     from skipalign.evaluation.tasks import TASKS  # not for --help, which stays quick
 
-    if value not in TASKS:
-        raise click.BadParameter(f"{value!r} is none of {', '.join(TASKS)}")
-    return value
+    name, colon, listed = value.partition(":")
+    task = name.replace("-", "_")
+    if task not in TASKS:
+        raise click.BadParameter(f"{name!r} is none of {', '.join(TASKS)}")
+    return task, names(context, parameter, listed) if colon else None
 
 
 def _depths(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
@@ -79,7 +84,7 @@ BACKEND = options(
     metavar="NAME",
     callback=_task,
     required=True,
-    help="As needle; a wrong one lists all.",
+    help="As needle, or lm-eval:arc_easy,hellaswag; a wrong one lists all.",
 )
 @click.option("--lengths", metavar="N,...", callback=numbers(int), help="Tokens of a prompt.")
 @click.option("--depths", metavar="N|F,...", callback=_depths, help="Needle: how many, or which.")
@@ -90,7 +95,7 @@ BACKEND = options(
 @click.option("--haystack", type=click.Path(exists=True), help="Prose: a text file or a folder.")
 @click.option("--reuse/--no-reuse", default=None, help="Needle: compute shared beginnings once.")
 @click.option("--data", metavar="PATH", help="LongBench: a folder of TASK.jsonl, or data.zip.")
-@click.option("--tasks", metavar="NAME,...", callback=names, help="LongBench: which of them.")
+@click.option("--tasks", metavar="NAME,...", callback=names, help="LongBench, lm-eval: which.")
 @click.option("--e", is_flag=True, default=None, help="LongBench-E, by length.")
 @BACKEND
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where results go.")
@@ -105,6 +110,8 @@ def evaluate(model: str, overrides: Sequence[str], **given: Any) -> None:
     model, else to ./evaluation/TASK.
     """
     hush(verbose=given["verbose"])
+    given["task"], named = given["task"]
+    given["tasks"] = _one_of(named, given["tasks"])
     task, is_here = given["task"], given["backend"] != "http"
     run_dir = _run_of(model) if is_here else None
     settings = _task_settings(run_dir, overrides, given)
@@ -119,11 +126,15 @@ def evaluate(model: str, overrides: Sequence[str], **given: Any) -> None:
     results = answers(settings, out, progress_for(quiet=given["quiet"]))
     shown = print_longbench if "averages" in results else print_cells
     (print_json if given["as_json"] else shown)(results)
-    look = f"look at {out / f'{task}.png'}"
-    if (out / "predictions").exists():
-        look = f"skipalign score {out / 'predictions'}"
-    following = f"skipalign report {run_dir}" if run_dir else look
+    following = f"skipalign report {run_dir or out}"
     last_line(f"made {out / f'{task}.json'}", following, as_json=given["as_json"])
+
+
+def _one_of(named: tuple[str, ...] | None, listed: tuple[str, ...] | None) -> Any:
+    """Return the tasks named behind --task, or those of --tasks."""
+    if named is not None and listed is not None:
+        raise click.UsageError("tasks are named behind --task and by --tasks; keep one of them")
+    return listed if named is None else named
 
 
 @click.command()
@@ -151,7 +162,11 @@ def score(folder: Path, e: bool, official_faults: bool, as_json: bool) -> None:
 @click.option("--json-out", type=click.Path(dir_okay=False, path_type=Path), help=STUDY_DOCUMENT)
 @OUTPUT
 def report(runs: Sequence[Path], out: Path | None, **given: Any) -> None:
-    """Write one page of one or more runs; print their table."""
+    """Write one page of one or more runs; print their table.
+
+    A run may also be a folder of results alone, such as evaluate's --out: LongBench stands beside
+    its published rows, a needle grid in maps, perplexity in curves.
+    """
     hush(verbose=given["verbose"])
     from skipalign import report as room
 
@@ -161,7 +176,8 @@ def report(runs: Sequence[Path], out: Path | None, **given: Any) -> None:
     if given["as_json"]:
         print_json(room.table(runs))
     else:
-        console().print(room.terminal_table(runs))
+        for table in room.terminal_tables(runs):
+            console().print(table)
     last_line(f"made {made}", "open it in a browser", as_json=given["as_json"])
 
 

@@ -154,7 +154,8 @@ def _run(recipe: str, overrides: Sequence[str], **given: Any) -> None:
         rows = report_room.table([run_dir])
         print_json({"report": str(page), "seconds": seconds, "rows": rows})
     else:
-        console().print(report_room.terminal_table([run_dir]))
+        for table in report_room.terminal_tables([run_dir]):
+            console().print(table)
         print_seconds(seconds)
     return last_line(f"made {page}", "open it in a browser", as_json=given["as_json"])
 

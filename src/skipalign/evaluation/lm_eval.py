@@ -80,8 +80,10 @@ def evaluate_lm_eval(
         ModelError: the harness is not installed, or the model is not one of transformers.
         RunError: the harness cannot do what is asked.
     """
+    from torch import nn
+
     model: Any = getattr(generator, "model", None)
-    if model is None:
+    if not isinstance(model, nn.Module):
         raise ModelError(
             f"the backend is {type(generator).__name__}; the harness needs a model of "
             "transformers - evaluate a folder or a hub id"
