@@ -156,7 +156,7 @@ def faulty_proxy(url: str, faults: Mapping[int, Reply | str]) -> Callable[[Asked
     """Pass requests on to a server, apart from those whose number has a fault.
 
     A fault is a Reply in place of the server's; or what happens to the server's: "cut" in the
-    middle of its body, or "slow", 1.2 seconds later.
+    middle of its body, or "slow", 1.5 seconds later.
     """
     opener = build_opener(ProxyHandler({}))
 
@@ -170,7 +170,7 @@ def faulty_proxy(url: str, faults: Mapping[int, Reply | str]) -> Callable[[Asked
         )
         with opener.open(request, timeout=60) as response:
             body = response.read()
-        return Reply(body, cut=fault == "cut", delay=1.2 if fault == "slow" else 0.0)
+        return Reply(body, cut=fault == "cut", delay=1.5 if fault == "slow" else 0.0)
 
     return answer
 

@@ -4,11 +4,13 @@ import json
 import time
 import traceback
 from email.utils import formatdate
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fixtures_server import Asked, Reply, serving
+from skipalign import http_post
 from skipalign.errors import BackendError, RecipeError
 from skipalign.http_post import Poster, RefusedError, checked_url, key_of
 
@@ -80,7 +82,7 @@ def test_a_server_that_asks_for_a_pause_gets_it(says):
     with serving(in_turn(Reply({}, 429, {"Retry-After": header}), FINE)) as server:
         post(poster(server.url))
         first, second = (asked.at for asked in server.asked)
-    assert 0.95 <= second - first < 3
+    assert second - first > 0.95
 
 
 def test_a_pause_of_hours_is_an_error_and_not_waited_for():
@@ -90,26 +92,32 @@ def test_a_pause_of_hours_is_an_error_and_not_waited_for():
         assert len(server.asked) == 1
 
 
-def test_waits_grow_and_have_jitter():
+def test_waits_grow_and_have_jitter(monkeypatch):
     waits = []
-    for seed in range(2):
-        with serving(in_turn(Reply({}, 500))) as server:
-            sender = poster(server.url, backoff_seconds=0.1)
+
+    def waited(seconds):
+        waits.append(seconds)
+
+    monkeypatch.setattr(http_post, "time", SimpleNamespace(sleep=waited, monotonic=time.monotonic))
+    with serving(in_turn(Reply({}, 500))) as server:
+        for seed in range(2):
+            sender = poster(server.url, retries=9, backoff_seconds=1.0)
             with pytest.raises(BackendError):
                 sender.post("completions", {}, len, np.random.default_rng(seed))
-            waits.append(np.diff([asked.at for asked in server.asked]))
-    for base, found in zip([0.1, 0.2, 0.4], np.transpose(waits), strict=True):
-        assert all(0.5 * base <= found)
-        assert all(found < base + 1)
-    assert abs(waits[0][2] - waits[1][2]) > 0.02
+    longest = np.minimum(60, 2.0 ** np.arange(9))
+    assert np.shape(waits) == (18,)
+    assert np.all(0.5 * longest <= np.reshape(waits, (2, 9)))
+    assert np.all(np.reshape(waits, (2, 9)) <= longest)
+    assert len(set(waits)) == 18
 
 
 def test_requests_begin_no_faster_than_the_rate():
     with serving(in_turn(FINE)) as server:
         sender = poster(server.url, requests_per_minute=600)
+        started = time.monotonic()
         for _ in range(4):
             post(sender)
-        assert np.diff([asked.at for asked in server.asked]).min() > 0.08
+        assert server.asked[-1].at - started >= 0.3
 
 
 def test_nobody_there_is_an_error_at_once():
@@ -117,8 +125,8 @@ def test_nobody_there_is_an_error_at_once():
         url = server.url
     started = time.monotonic()
     with pytest.raises(BackendError, match=f"{url}/completions: cannot be reached"):
-        post(poster(url, backoff_seconds=5.0))
-    assert time.monotonic() - started < 2
+        post(poster(url, backoff_seconds=60.0))
+    assert time.monotonic() - started < 20
 
 
 # ------------------------------------------------------------------------------ the key

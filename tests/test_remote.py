@@ -215,7 +215,7 @@ def test_no_sample_is_lost_and_none_scored_twice_through_faults(server, needle, 
     faults = {0: REFUSALS["busy"], 2: REFUSALS["broken"], 3: "cut", 5: "slow", 7: "cut"}
     faults |= {8: Reply({}, 503), 11: Reply(b"{")}
     with serving(faulty_proxy(server.url, faults)) as proxy:
-        generator = remote(proxy.url, timeout_seconds=0.9)
+        generator = remote(proxy.url, timeout_seconds=1.2)
         found = evaluate_needle(generator, tokenizer, needle, tmp_path / "remote")
     assert len(proxy.asked) >= 12 + len(faults)
     assert list(trials(tmp_path / "remote")) == list(trials(tmp_path / "plain"))
@@ -226,7 +226,8 @@ def test_no_sample_is_lost_and_none_scored_twice_through_faults(server, needle, 
 
 def test_what_was_answered_before_a_failure_is_not_asked_again(server, needle, tmp_path):
     tokenizer = tiny_generator().tokenizer
-    faults = {5: Reply({"error": {"message": "maximum context length is 8"}}, 400)}
+    # It comes late: by then later prompts are answered, which must be kept as well.
+    faults = {2: Reply({"error": {"message": "maximum context length is 8"}}, 400, delay=0.7)}
     with serving(faulty_proxy(server.url, faults)) as proxy:
         generator = remote(proxy.url)
         with pytest.raises(BackendError, match=r"status 400 \(maximum context length is 8"):
@@ -274,10 +275,11 @@ def test_ctrl_c_gives_what_is_answered_and_waits_for_nothing(monkeypatch):
     with serving(first_waits) as server:
         monkeypatch.setattr(room, "SimpleQueue", Interrupted)
         stream = remote(server.url, concurrency=2).stream([[5], [6], [7], [8]], max_new_tokens=1)
-        assert [next(stream)[0], next(stream)[0]] == [1, 2]
+        found = []
         with pytest.raises(KeyboardInterrupt):
-            next(stream)
+            found.extend(index for index, _ in stream)
         over.set()
+    assert found == [1, 2]
 
 
 # ------------------------------------------------------------------------------ refusals
@@ -411,7 +413,7 @@ def test_no_sample_of_transformers_serve_is_lost_through_faults(
     evaluate_needle(tiny_generator(), tokenizer, needle, tmp_path / "plain")
     faults = {1: REFUSALS["busy"], 3: REFUSALS["broken"], 4: "cut", 6: "slow"}
     with serving(faulty_proxy(transformers_serve, faults)) as proxy:
-        generator = remote(proxy.url, "text", timeout_seconds=1.1)
+        generator = remote(proxy.url, "text", timeout_seconds=1.2)
         evaluate_needle(generator, tokenizer, needle, tmp_path / "remote")
         assert len(proxy.asked) >= 12 + len(faults)
     assert trials(tmp_path / "remote") == trials(tmp_path / "plain")

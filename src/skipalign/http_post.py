@@ -11,19 +11,21 @@ import time
 from collections.abc import Callable
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPMessage
+from http.client import HTTPException
 from ipaddress import ip_address
 from socket import gaierror
 from ssl import SSLCertVerificationError
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import (
-    HTTPRedirectHandler,
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPSHandler,
     OpenerDirector,
     ProxyHandler,
     Request,
-    build_opener,
 )
 
 import numpy as np
@@ -214,21 +216,6 @@ class _Pace:
             self._next = max(self._next, time.monotonic() + seconds)
 
 
-class _NoRedirects(HTTPRedirectHandler):
-    """Leaves a redirect as the status it is: it would take the key elsewhere."""
-
-    def redirect_request(
-        self,
-        req: Request,  # noqa: ARG002
-        fp: IO[bytes],  # noqa: ARG002
-        code: int,  # noqa: ARG002
-        msg: str,  # noqa: ARG002
-        headers: HTTPMessage,  # noqa: ARG002
-        newurl: str,  # noqa: ARG002
-    ) -> None:
-        return None
-
-
 # ------------------------------------------------------------------------------- the base URL, keys
 
 
@@ -295,9 +282,15 @@ def _is_here(where: SplitResult) -> bool:
 
 
 def _opener(where: SplitResult) -> OpenerDirector:
-    """Return what opens URLs, through the proxies of the environment unless it is this machine."""
-    proxies = [ProxyHandler({})] if _is_here(where) else []
-    return build_opener(_NoRedirects, *proxies)
+    """Return what opens URLs, through the proxies of the environment unless it is this machine.
+
+    It follows no redirect, which would take the key elsewhere: that is a status like any other.
+    """
+    opener = OpenerDirector()
+    handlers = (HTTPHandler(), HTTPSHandler(), HTTPDefaultErrorHandler(), HTTPErrorProcessor())
+    for handler in (ProxyHandler({} if _is_here(where) else None), *handlers):
+        opener.add_handler(handler)
+    return opener
 
 
 # ------------------------------------------------------------------------------- answers
