@@ -1,5 +1,7 @@
 """A key bias inside the attention call equals the one in an additive mask; gradients too."""
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -161,7 +163,7 @@ def test_without_a_scaling_the_call_keeps_its_default_of_the_old_head_dimension(
     module = torch.nn.Module()
     module.num_key_value_groups = 2
     attend = through_keys(sdpa_attention_forward)
-    given, _ = attend(module, *tensors, None, scaling=24**-0.5, key_bias=bias)
+    given, _ = attend(module, *tensors, None, scaling=1 / math.sqrt(24), key_bias=bias)
     default, _ = attend(module, *tensors, None, key_bias=bias)
     assert torch.equal(given, default)
 

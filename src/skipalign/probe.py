@@ -121,18 +121,8 @@ def probe(
     """
     implementation = implementation_of(model)
     layout = _Layout(with_key_bias, with_logit_scale, packed, not takes_borders(implementation))
-    vocab_size = getattr(model, "module", model).get_input_embeddings().weight.shape[0]
-    rng = sample_rng(0, 0, "start-up probe")
-    case = _Case(
-        watched=rng.integers(0, vocab_size, NUM_TOKENS),
-        beside=rng.integers(0, vocab_size, _NUM_BESIDE),
-        other=rng.integers(0, vocab_size, _NUM_BESIDE),
-        skip=0 if packed == "causal" else max(0, min(LONGEST_SKIP, max_position - NUM_TOKENS)),
-        scale=PROBED_SCALE,
-        other_scale=PROBED_SCALE,
-        bias=1.0,
-        vocab_size=vocab_size,
-    )
+    longest_skip = 0 if packed == "causal" else min(LONGEST_SKIP, max_position - NUM_TOKENS)
+    case = _drawn_case(model, max(0, longest_skip))
 
     def logits(**changed: Any) -> Float[Tensor, " T V"]:
         return _watched_logits(model, _batch(replace(case, **changed), layout))
@@ -154,6 +144,21 @@ def probe(
         "packed": packed,
         "checks": checks,
     }
+
+
+def _drawn_case(model: Any, skip: int) -> _Case:
+    vocab_size = getattr(model, "module", model).get_input_embeddings().weight.shape[0]
+    rng = sample_rng(0, 0, "start-up probe")
+    return _Case(
+        watched=rng.integers(0, vocab_size, NUM_TOKENS),
+        beside=rng.integers(0, vocab_size, _NUM_BESIDE),
+        other=rng.integers(0, vocab_size, _NUM_BESIDE),
+        skip=skip,
+        scale=PROBED_SCALE,
+        other_scale=PROBED_SCALE,
+        bias=1.0,
+        vocab_size=vocab_size,
+    )
 
 
 def _changes(
