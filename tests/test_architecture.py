@@ -21,8 +21,8 @@ SRC = ROOT / "src" / "skipalign"
 ORDER_TEXT = """
 errors files progress
 conversation tokens template encoding prepare
-laws positions key_bias coverage rope packing logit_scale
-visits batch bias_attention borders adapters model probe checkpoints engine training
+laws positions key_bias coverage rope packing costs logit_scale
+visits batch bias_attention borders adapters model shapes probe checkpoints engine training
 rows preference
 generation reuse http_post remote vllm_engine tiny
 evaluation.metrics evaluation evaluation.haystack evaluation.records evaluation.prompts
@@ -36,7 +36,7 @@ evaluation.ruler
 evaluation.short_check evaluation.lm_eval
 evaluation.tasks
 yaml_tree results scores figures provenance comparison ablation boards gate page report card
-tiny.corpus tiny.pretraining tiny.make watching study plan export integrations integrations.trl
+tiny.corpus tiny.pretraining tiny.make watching study plan budget export integrations integrations.trl
 grid schema recipe sample terminal preview doctor
 commands commands.options commands.data commands.training commands.evaluation commands.machine cli
 """

@@ -14,7 +14,7 @@ from skipalign.commands import data, training
 from skipalign.errors import DataError
 
 COMMANDS = ("preview", "prepare", "export", "train", "merge", "evaluate", "score", "report", "run")
-COMMANDS += ("compare", "doctor")
+COMMANDS += ("compare", "plan", "doctor")
 HEAVY = ("torch", "transformers", "numpy", "pydantic", "pyarrow", "matplotlib", "rich", "yaml")
 
 

@@ -120,3 +120,16 @@ def test_merge_makes_a_plain_model_of_an_adapter(run: Any, tmp_path: Path):
     assert config["dtype"] == "bfloat16"
     assert "skipalign" in (tmp_path / "plain/README.md").read_text()
     assert "is there already" in run(*asked).err
+
+
+def test_a_plan_says_what_training_will_cost(run: Any):
+    found = run("plan", "many.yaml", "--gpu", "rtx4090")
+    assert found.code == 0, found.err
+    assert "rtx4090: 22 GiB" in found.out
+    assert "at full length" in found.out
+    assert found.last == "planned many; next: skipalign run many.yaml --dry-run"
+    tree = json.loads(run("plan", "many.yaml", "trainer.max_steps=5", "--json").out)
+    assert [each["method"] for each in tree["methods"]] == ["normal", "skipalign"]
+    assert tree["methods"][0]["steps"] == 5
+    assert "no GPU 'abacus'" in run("plan", "many.yaml", "--gpu", "abacus").err
+    assert not Path("runs").exists()

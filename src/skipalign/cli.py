@@ -41,7 +41,7 @@ def cli() -> None:
 for _command in (
     *(data.preview, data.prepare, training.export),
     *(training.train, training.merge, evaluation.evaluate, evaluation.score, evaluation.report),
-    *(training.run, training.compare),
+    *(training.run, training.compare, training.plan),
     machine.doctor,
 ):
     cli.add_command(_command)

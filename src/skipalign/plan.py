@@ -14,7 +14,8 @@ from skipalign.conversation import Rejection, read_conversations
 from skipalign.errors import DataError, RecipeError
 from skipalign.model import extend, load_config, refuse_skips
 from skipalign.prepare import Source
-from skipalign.study import Base, Training
+from skipalign.shapes import read_architecture
+from skipalign.study import Training
 from skipalign.training import refuse_layout, training_arguments
 
 COLUMNS = ("method", "seed", "base", "max_position", "steps", "tokens_per_step")
@@ -70,7 +71,7 @@ def _row(training: Training) -> dict[str, Any]:
     row = {"method": training.method, "seed": training.seed, "base": training.base.path}
     row |= {"max_position": training.max_position or None, "steps": None, "tokens_per_step": None}
     if training.train:
-        args = training_arguments(_for_any_device(training), output_dir=Path("runs"), seed=0)
+        args = arguments_for_any_device(training)
         row["steps"] = args.max_steps if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
         tokens = max(source.max_tokens for source in training.sources)
         if training.packing is not None:
@@ -105,14 +106,20 @@ def _check_source(source: Source) -> Iterator[str]:
         )
 
 
-def _for_any_device(training: Training) -> dict[str, Any]:
-    return {key: value for key, value in training.trainer.items() if key not in _OF_THE_DEVICE}
+def arguments_for_any_device(training: Training) -> Any:
+    """Return the TrainingArguments of a training, without what devices can do or not.
+
+    Raises:
+        RecipeError: a key or a value that is refused.
+    """
+    keys = {key: value for key, value in training.trainer.items() if key not in _OF_THE_DEVICE}
+    return training_arguments(keys, output_dir=Path("runs"), seed=training.seed)
 
 
 def _check_trainer(training: Training) -> Iterator[str]:
     if not training.train:
         return
-    training_arguments(_for_any_device(training), output_dir=Path("runs"), seed=training.seed)
+    arguments_for_any_device(training)
     try:
         training_arguments(training.trainer, output_dir=Path("runs"), seed=training.seed)
     except RecipeError:
@@ -125,9 +132,10 @@ def _check_base(training: Training) -> Iterator[str]:
     place = tiny.base_place(base.path)
     if place is not None and not place.exists():
         yield f"base {base.path}, which is made when it is first used, in about ten minutes"
-    config = _config(base)
-    if config is None:
+    if _config_here(training) is None:
         yield f"base {base.path}, which is not on this machine"
+    config = config_of(training)
+    if config is None:
         return
     max_position = training.max_position or None
     extend(config, training.rope, max_position, where=base.path)
@@ -147,11 +155,33 @@ def _check_layout(training: Training) -> None:
     )
 
 
-def _config(base: Base) -> Any | None:
-    """Return the base's config; None for a hub id that is not in the hub's cache here."""
+def config_of(training: Training) -> Any | None:
+    """Return the config of a training's base, or that of its architecture file, or None.
+
+    The file stands for a base that is not on this machine.
+
+    Raises:
+        ModelError: neither can be read.
+    """
+    architecture = training.architecture
+    named = None if architecture is None else read_architecture(architecture)
+    return _config_here(training) or named
+
+
+def _config_here(training: Training) -> Any | None:
+    """Return the base's config; None for a hub id that is not in the hub's cache here.
+
+    A folder that an earlier run has still to make is missing too, where an architecture file
+    stands for it.
+    """
+    base = training.base
     path = tiny.tokenizer_of(base.path)  # all embedded bases have the shape of the packaged one
-    if Path(path).expanduser().exists() or not _MODEL_ID.fullmatch(path):
+    is_id = _MODEL_ID.fullmatch(path) is not None
+    exists = Path(path).expanduser().exists()
+    if exists or not (is_id or training.architecture):
         return load_config(path, revision=base.revision)
+    if not is_id:
+        return None
     # Asking transformers for local files alone would still have the hub's client call home.
     cached = try_to_load_from_cache(path, "config.json", revision=base.revision)
     return load_config(str(Path(cached).parent)) if isinstance(cached, str) else None

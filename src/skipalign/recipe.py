@@ -162,6 +162,7 @@ class Recipe:
             seed=seed,
             directory="" if alone else f"{method}/seed-{seed}",
             base=study.Base(**settings.base.of(seed).model_dump()),
+            architecture=settings.architecture,
             sources=settings.sources,
             strategies=settings.strategies,
             rope=settings.rope,
@@ -359,8 +360,8 @@ def _check_trainer(trainer: Mapping[str, Any], where: str) -> None:
 
 
 def _with_paths(tree: dict[str, Any], folder: Path, seeds: Sequence[Any]) -> dict[str, Any]:
-    """Return the tree with the paths of base, data and texts of tasks found, in methods too."""
-    found = dict(tree)
+    """Return the tree with the paths of base, data and texts found, in methods too."""
+    found = _with_path(dict(tree), "architecture", folder, lambda _: None)
     if isinstance(base := found.get("base"), dict):
         found["base"] = _with_path(base, "path", folder, tiny.base_place, seeds)
     if isinstance(data := found.get("data"), list):

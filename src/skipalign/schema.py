@@ -160,6 +160,7 @@ class Settings(_Strict):
     """What one method decides."""
 
     base: Base
+    architecture: str | None = None
     data: tuple[_Data, ...] = Field(min_length=1)
     rope: _Rope = NoExtension()
     strategy: _Strategy | None = None

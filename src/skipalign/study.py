@@ -79,6 +79,7 @@ class Training:
         template_kwargs: what the chat template takes.
         tasks: the settings of each task to evaluate, by its name.
         watch: after how many steps each time a task is asked in training, by its name.
+        architecture: a file with the numbers of the base, for plans and dry runs, or None.
         train: False evaluates the extended base as it is.
     """
 
@@ -97,6 +98,7 @@ class Training:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     tasks: Mapping[str, Any] = field(default_factory=dict)
     watch: Mapping[str, int] = field(default_factory=dict)
+    architecture: str | None = None
     train: bool = True
 
     @property

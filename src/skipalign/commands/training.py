@@ -8,6 +8,7 @@ import click
 
 from skipalign.commands.options import (
     DRY_RUN,
+    JSON,
     METHOD,
     OUTPUT,
     OVERRIDES,
@@ -179,6 +180,36 @@ run = click.command("run")(RUN(_run))
 compare = click.command("compare", short_help="The same as run, for recipes with methods.")(
     RUN(_run)
 )
+
+
+@click.command()
+@RECIPE
+@click.option("--gpu", default="h100", show_default=True, help="h100, h200, a100, l40s, rtx4090.")
+@click.option(
+    "--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many at once."
+)
+@click.option(
+    "--mfu",
+    type=float,
+    help="Share of the GPU's peak that the model's own FLOPs reach; 0.4, or 0.3 where layers are "
+    "computed twice.",
+)
+@JSON
+def plan(recipe: str, overrides: Sequence[str], as_json: bool, **given: Any) -> None:
+    """Say what training will cost: FLOPs, memory, GPU hours.
+
+    Beside each method that skips stands training on rows as long as its positions reach. Nothing
+    is loaded, trained or asked of a network.
+    """
+    hush(verbose=False)
+    read = load(recipe, overrides)
+    from skipalign import budget
+
+    found = budget.estimate(read.trainings(), **given)
+    if as_json:
+        return print_json(found)
+    click.echo(visible("\n".join(budget.lines(found))))
+    return last_line(f"planned {read.name}", f"skipalign run {recipe} --dry-run", as_json=False)
 
 
 def _one_training(
