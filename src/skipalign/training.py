@@ -178,7 +178,6 @@ def train(
     with _ctrl_c_stops(watch), bar as watch.bar, _training_only(model, collator), told:
         _train_from(engine, newest_checkpoint(Path(args.output_dir)), out)
     if not watch.interrupted and engine.is_world_process_zero():
-        engine.require_finite_weights()
         _save_final(engine, tokenizer, out / "model")
     return watch.outcome(engine)
 
@@ -523,6 +522,7 @@ class _ctrl_c_stops:  # noqa: N801 - reads as a verb where it is used
 
 
 def _save_final(trainer: SkipTrainer, tokenizer: Any, folder: Path) -> None:
+    trainer.require_finite_weights()
     aside = folder.with_name(".model.partial")
     shutil.rmtree(aside, ignore_errors=True)
     save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, aside)
