@@ -189,7 +189,7 @@ def test_one_command_makes_the_page_of_results_without_a_training(tmp_path):
     made = make_study(tmp_path / "run", methods=("normal",), seeds=(0,)) / "normal/seed-0"
     shutil.copytree(made / "evaluation", tmp_path / "mine")
     scored = score_folder(Path(__file__).parent / "predictions")
-    scored["incomplete"]["lcc"] = HOSTILE
+    scored["incomplete"] = {"lcc": HOSTILE}
     write_json(tmp_path / "mine/longbench/longbench.json", {**scored, "cells": []})
     elements = Elements(write_report([tmp_path / "mine"]))
     text = " ".join(elements.text.split())

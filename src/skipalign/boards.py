@@ -305,10 +305,15 @@ def published(block: Block) -> dict[str, Any]:
     }
     note = f"Published: {known['protocol']}, all samples of each task; {known['source']}."
     if fewer:
-        listed = ", ".join(f"{name} {share}" for name, share in fewer.items())
-        note += f" They do not stand beside scores of other numbers of samples: {listed}."
+        note += " They do not stand beside scores of other numbers of samples."
     scores = tasks | _published_means(models, fewer)
-    return {"names": list(known["models"]), "scores": scores, "note": note}
+    asked = {
+        (part.heading, part.name)
+        for documents in block.documents.values()
+        for part in scores_of(documents[0])
+    }
+    names = list(known["models"]) if asked & {*scores} else []
+    return {"names": names, "scores": scores, "note": note}
 
 
 def _published_means(
@@ -350,8 +355,15 @@ def _apart(task: str, groups: Sequence[Group]) -> str:
     found = blocks(groups, task)
     if len(found) < 2:
         return ""
-    phrases = longbench_table.unlike(_named(found)) if task == LONGBENCH else []
-    return "; ".join(phrases) or "other settings, below each table"
+    if task != LONGBENCH:
+        return "other settings, below each table"
+    (first, one), *others = _named(found).items()
+    told: list[str] = []
+    for name, other in others:
+        phrases = longbench_table.unlike({first: one, name: other})
+        more = [f"{len(phrases) - 2:,} more such"] if len(phrases) > 2 else []
+        told += [*phrases[:2], *more]
+    return "; ".join(told)
 
 
 def drawn(block: Block) -> dict[str, Any]:

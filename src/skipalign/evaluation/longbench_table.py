@@ -68,16 +68,19 @@ def refuse_unlike(documents: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def unlike(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return in what the first document was measured unlike the others, a phrase each."""
+    """Return in what the first document was measured unlike the others, a phrase each.
+
+    Of another protocol that alone is told: its numbers of samples are others as well.
+    """
     (first, one), *others = documents.items()
     known = _conditions(one)
     phrases: list[str] = []
     for name, other in others:
         found = _conditions(other)
+        keys = [key for key in known if key in found and found[key] != known[key]]
         phrases += [
             f"{key} is {known[key]} for {first} and {found[key]} for {name}"
-            for key in known
-            if key in found and found[key] != known[key]
+            for key in (keys[:1] if "protocol" in keys else keys)
         ]
     return phrases
 
