@@ -124,6 +124,7 @@ def test_an_adapter_is_trained_loaded_and_merged_without_a_change_of_its_logits(
 def test_a_base_in_four_bits_trains_an_adapter_of_the_base_in_full(
     bases: dict[bool, Path], data: ExampleFile, tmp_path: Path
 ):
+    pytest.importorskip("bitsandbytes", reason="needs pip install 'skipalign[qlora]'")
     model = fit(bases[False], data, tmp_path, QLora(r=4))
     layer = model.get_base_model().model.layers[0].mlp.up_proj.base_layer
     assert layer.weight.dtype == torch.uint8
