@@ -416,10 +416,12 @@ def _recipe_file(source: str | Path) -> Path:
             return path
     except (OSError, RuntimeError, ValueError) as error:
         raise RecipeError(f"{source}: no path ({error}); give a recipe in YAML") from None
-    if path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml"):
-        packaged = packaged_recipes()
-        if path.stem in packaged:
-            return packaged[path.stem]
+    packaged = packaged_recipes()
+    name = path.name.removesuffix(".yaml")
+    by_name = path.parent in (Path(), Path("recipes"))
+    if by_name and name in packaged:
+        return packaged[name]
+    if by_name and path.suffix in ("", ".yaml"):
         known = ", ".join(packaged) or "none"
         raise RecipeError(f"{source}: no such file, nor a packaged recipe (known: {known})")
     raise RecipeError(f"{source}: no such file; give a recipe in YAML")
