@@ -22,7 +22,8 @@ ORDER_TEXT = """
 errors files progress
 conversation tokens template encoding prepare
 laws positions key_bias coverage rope packing costs logit_scale
-visits batch bias_attention borders adapters model shapes probe checkpoints engine training
+visits batch bias_attention borders adapters model shapes probe checkpoints
+distribution engine training
 rows preference
 generation reuse http_post remote vllm_engine tiny
 evaluation.metrics evaluation evaluation.haystack evaluation.records evaluation.prompts

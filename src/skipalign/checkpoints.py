@@ -18,12 +18,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Counts:
-    """What this process has fed to the model, kept in checkpoints so that a resumed run goes on."""
+    """What was fed to the model, kept in checkpoints so that a resumed run goes on.
+
+    While a run trains each process counts its own, the first one beginning with what was before.
+    """
 
     num_sequences: int = 0
     tokens: int = 0
     trained_tokens: int = 0
     max_row_tokens: int = 0
+    num_processes: int = 1
     started: float = field(default_factory=time.monotonic)
 
     @property

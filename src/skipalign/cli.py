@@ -28,7 +28,8 @@ class _InOrder(click.Group):
 
 @click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="skipalign")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Teach a model to use long contexts by fine-tuning on short conversations that skip.
 
     \b
@@ -36,6 +37,16 @@ def cli() -> None:
     skipalign preview recipe.yaml      one sample: its text and positions
     skipalign run recipe.yaml          prepare, train, evaluate, report
     """
+    if _num_processes() > 1 and ctx.invoked_subcommand != "train":
+        raise click.UsageError(
+            f"{_num_processes()} processes would all do the same work; under accelerate launch "
+            "use train, and this command without a launcher"
+        )
+
+
+def _num_processes() -> int:
+    """Return how many processes accelerate or torchrun started; a pod's WORLD_SIZE is none."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
 for _command in (
@@ -63,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (SkipalignError, OSError) as error:
-        say(f"error: {error}")
+        rank = f"process {os.environ['RANK']}: " if _num_processes() > 1 else ""
+        say(f"{rank}error: {error}")
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
-from skipalign import adapters
+from skipalign import adapters, distribution
 from skipalign.batch import Batch
 from skipalign.borders import implementation_of, visibility
 from skipalign.checkpoints import Counts, seal
@@ -126,8 +126,11 @@ class SkipTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the loss of the last step told apart by natural and skipped samples."""
         if "loss" in logs:
-            apart = {f"loss_{name}": s / n for name, (s, n) in self._losses.items() if n}
-            logs = {**logs, **apart}
+            names = ("natural", "skipped")
+            here = [value for name in names for value in self._losses.get(name, (0.0, 0))]
+            all_of_them = distribution.summed(here)
+            apart = zip(names, all_of_them[::2], all_of_them[1::2], strict=True)
+            logs = {**logs, **{f"loss_{name}": s / n for name, s, n in apart if n}}
             self._losses = {}
         super().log(logs, start_time)
 
@@ -175,6 +178,20 @@ class SkipTrainer(Trainer):
         self.counts.trained_tokens += int((batch["labels"] != IGNORE_INDEX).sum())
         self.counts.max_row_tokens = max(self.counts.max_row_tokens, batch["input_ids"].shape[1])
 
+    def totals(self) -> Counts:
+        """Return what all processes together have fed to the model; all of them have to ask."""
+        counts = self.counts
+        sums = distribution.summed([counts.num_sequences, counts.tokens, counts.trained_tokens])
+        num_sequences, tokens, trained_tokens = (int(each) for each in sums)
+        return Counts(
+            num_sequences=num_sequences,
+            tokens=tokens,
+            trained_tokens=trained_tokens,
+            max_row_tokens=int(distribution.largest(counts.max_row_tokens)),
+            num_processes=distribution.num_processes(),
+            started=counts.started,
+        )
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not adapters.is_attached(self.model):
             super()._save(output_dir, state_dict)
@@ -197,10 +214,11 @@ class SkipTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             aside, self._aside = self._aside, None
+        totals = self.totals()
         self.accelerator.wait_for_everyone()
         if not self.args.should_save:
             return
-        seal(aside / name, self.counts)
+        seal(aside / name, totals)
         shutil.rmtree(root / name, ignore_errors=True)
         os.replace(aside / name, root / name)
         rotate_checkpoints(
@@ -214,7 +232,8 @@ class SkipTrainer(Trainer):
             RunError: names the first of them.
         """
         for name, parameter in cast(Any, self.model).named_parameters():
-            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+            here = distribution.part_here(parameter)
+            if parameter.requires_grad and not bool(torch.isfinite(here).all()):
                 raise RunError(
                     f"the weight {name} is no longer a number after step "
                     f"{self.state.global_step}; lower trainer.learning_rate - it is not saved"

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -212,18 +213,26 @@ def sliding_window(config: Config) -> int | None:
     return int(window)
 
 
-def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
+def save_model(
+    model: Any, tokenizer: Tokenizer, folder: Path, weights: Mapping[str, Any] | None = None
+) -> None:
     """Save weights, config, tokenizer and generation config; make config.json readable by all.
 
     transformers 5 writes `rope_parameters` only. A loader that knows the older keys alone would
     take its default theta without a word, so they are written beside it. Of a model with an
     adapter only that is saved, with the same config: without it the adapter finds other positions.
+
+    Args:
+        model: what is saved.
+        tokenizer: its tokenizer.
+        folder: where to.
+        weights: of a model that holds only shards of them; None are its own.
     """
     if adapters.is_attached(model):
-        adapters.save(model, folder)
+        adapters.save(model, folder, weights)
         model.config.save_pretrained(folder)
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

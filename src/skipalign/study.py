@@ -28,6 +28,7 @@ from skipalign import coverage, report, tiny
 from skipalign import prepare as prepare_room
 from skipalign.adapters import Adapter
 from skipalign.card import write_card
+from skipalign.distribution import is_first, num_processes, on_first
 from skipalign.encoding import DEFAULT_TEMPLATE
 from skipalign.errors import RunError
 from skipalign.evaluation.tasks import TASKS, task_of
@@ -42,6 +43,7 @@ from skipalign.progress import Labelled, Progress, Silent
 from skipalign.rope import RopeExtension
 from skipalign.tiny import make
 from skipalign.training import train as fine_tune
+from skipalign.training import training_arguments
 from skipalign.watching import Watching
 
 PACKAGES = ("skipalign", "torch", "transformers", "accelerate", "tokenizers", "numpy", "peft")
@@ -188,6 +190,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "num_processes": num_processes(),
         "gpus": devices,
     }
 
@@ -265,10 +268,9 @@ def train(
         RunError: the folder holds a training of other settings or from other weights.
     """
     out = run_dir / training.directory
-    if (done := _finished(training, out)) is not None:
+    if (done := on_first(partial(_finished, training, out))) is not None:
         return done
-    base = make.base(training.base.path, progress)
-    base_digest = _claim(training, out, base)
+    base, base_digest = on_first(partial(_begun, training, out, progress))
     max_position = training.max_position or None
     model = load_model(
         base,
@@ -287,12 +289,26 @@ def train(
     document = {**training.settings(), "base_digest": base_digest, "order": order}
     if training.train:
         document |= _fit(training, model, tokenizer, out, progress)
-        _write_coverage(training, out, coverage_range or training.max_position)
-    else:
-        save_model(model, tokenizer, out / "model")
-    write_json(out / "training.json", document)
-    write_card(out / "model", document, accounting=_accounting(out))
-    return read_json(out / "training.json")
+    if is_first():
+        if training.train:
+            _write_coverage(training, out, coverage_range or training.max_position)
+        else:
+            save_model(model, tokenizer, out / "model")
+        write_json(out / "training.json", document)
+        write_card(out / "model", document, accounting=_accounting(out))
+    return on_first(partial(read_json, out / "training.json"))
+
+
+def join(training: Training, run_dir: Path) -> None:
+    """Meet the other processes of `accelerate launch`, if there are some; begin nothing."""
+    out = run_dir / training.directory / "checkpoints"
+    _ = training_arguments(training.trainer, output_dir=out, seed=training.seed).device
+
+
+def _begun(training: Training, out: Path, progress: Progress) -> tuple[str, str | None]:
+    """Return the base and the digest of its weights; write what the folder is for."""
+    base = make.base(training.base.path, progress)
+    return base, _claim(training, out, base)
 
 
 def _fit(
@@ -319,7 +335,8 @@ def _fit(
     )
     if outcome.interrupted:
         raise KeyboardInterrupt
-    _note_seconds(out, "train", outcome.seconds)
+    if is_first():
+        _note_seconds(out, "train", outcome.seconds)
     return asdict(outcome)
 
 

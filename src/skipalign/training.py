@@ -30,7 +30,16 @@ from transformers.trainer import TRAINER_STATE_NAME
 from skipalign.batch import Collator, PackCollator
 from skipalign.bias_attention import FLASH, FLEX, biased_keys, refuse_biased_keys
 from skipalign.borders import refuse_large_mask, takes_borders
-from skipalign.checkpoints import counts_at, keep_losses_until, newest_checkpoint
+from skipalign.checkpoints import Counts, counts_at, keep_losses_until, newest_checkpoint
+from skipalign.distribution import (
+    is_first,
+    largest,
+    num_processes,
+    refuse_engine,
+    require_engine,
+    require_whole,
+    whole_weights,
+)
 from skipalign.engine import Named, SkipTrainer
 from skipalign.errors import ModelError, RecipeError, RunError, VisibilityError
 from skipalign.files import append_json_line, write_json
@@ -177,7 +186,7 @@ def train(
     bar, told = (progress or Silent()).bar("train", None), _told_with_the_cure(engine, out)
     with _ctrl_c_stops(watch), bar as watch.bar, _training_only(model, collator), told:
         _train_from(engine, newest_checkpoint(Path(args.output_dir)), out)
-    if not watch.interrupted and engine.is_world_process_zero():
+    if not watch.interrupted:
         _save_final(engine, tokenizer, out / "model")
     return watch.outcome(engine)
 
@@ -210,6 +219,7 @@ def _engine(
         logit_scale=collator.logit_scale,
         longest=int(examples.lengths.max()),
     )
+    refuse_engine(args)
     _refuse_smoothing(args, packing)
     _refuse_here(model, args, collator, packing, int(examples.lengths.max()))
     torch.manual_seed(collator.seed)
@@ -265,16 +275,30 @@ def _train_from(engine: SkipTrainer, checkpoint: Path | None, out: Path) -> None
 
     The Trainer would do one step more before it looks whether it has done them all.
     """
-    engine.counts = counts_at(checkpoint)
-    keep_losses_until(out / "loss.jsonl", checkpoint)
+    before = counts_at(checkpoint)
+    engine.counts = before if is_first() else Counts(started=before.started)
+    if is_first():
+        keep_losses_until(out / "loss.jsonl", checkpoint)
     if checkpoint is None:
         engine.train()
         return
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     if state.global_step < state.max_steps:
+        _require_as_many(before.num_processes, checkpoint)
         engine.train(resume_from_checkpoint=str(checkpoint))
         return
+    require_whole(engine.args, checkpoint)
     engine.load(state, checkpoint)
+
+
+def _require_as_many(before: int, checkpoint: Path) -> None:
+    """Refuse to go on with another number of processes: a step would hold other samples."""
+    if before != num_processes():
+        raise RunError(
+            f"{checkpoint}: of {before} process(es), {num_processes()} here, so that a step would "
+            f"hold other samples; go on with {before}, or give the run a folder of its own "
+            "(name=...)"
+        )
 
 
 @contextlib.contextmanager
@@ -450,6 +474,7 @@ class _Watch(TrainerCallback):
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        require_engine(args, self.trainer.model_wrapped)
         verdict = self.ask(self.trainer.model_wrapped)
         if self.trainer.is_world_process_zero():
             write_json(self.out / "probe.json", verdict)
@@ -463,6 +488,7 @@ class _Watch(TrainerCallback):
     ) -> None:
         if self.bar is not None:
             self.bar.advance()
+        self.interrupted = largest(self.interrupted) > 0  # all stop after the same step
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True
@@ -488,14 +514,15 @@ class _Watch(TrainerCallback):
             append_json_line(self.out / "loss.jsonl", line)
 
     def outcome(self, trainer: SkipTrainer) -> Outcome:
-        """Return the figures of the training, resumed parts included, as this process saw them."""
+        """Return the figures of the training, resumed parts and all processes included."""
+        totals = trainer.totals()
         return Outcome(
             steps=trainer.state.global_step,
-            seconds=trainer.counts.spent,
-            num_sequences=trainer.counts.num_sequences,
-            tokens=trainer.counts.tokens,
-            trained_tokens=trainer.counts.trained_tokens,
-            max_row_tokens=trainer.counts.max_row_tokens,
+            seconds=totals.spent,
+            num_sequences=totals.num_sequences,
+            tokens=totals.tokens,
+            trained_tokens=totals.trained_tokens,
+            max_row_tokens=totals.max_row_tokens,
             interrupted=self.interrupted,
         )
 
@@ -523,8 +550,12 @@ class _ctrl_c_stops:  # noqa: N801 - reads as a verb where it is used
 
 def _save_final(trainer: SkipTrainer, tokenizer: Any, folder: Path) -> None:
     trainer.require_finite_weights()
-    aside = folder.with_name(".model.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+    gathered = whole_weights(trainer)
+    if is_first():
+        aside = folder.with_name(".model.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        save_model(model, tokenizer, aside, gathered)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
+    trainer.accelerator.wait_for_everyone()

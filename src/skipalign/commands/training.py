@@ -52,14 +52,23 @@ def train(recipe: str, overrides: Sequence[str], **given: Any) -> None:
     if given["dry_run"]:
         return print_recipe(read, given)
     training = _one_training(read, trainings, given)
-    from skipalign import study
+    from skipalign import distribution, study
 
-    run_dir, progress = run_dir_of(read, given), progress_for(quiet=given["quiet"])
-    study.begin(run_dir, read.resolved(), seeds=read.seeds)
-    study.prepare([training], run_dir, progress)
+    run_dir = run_dir_of(read, given)
+    study.join(training, run_dir)
+    first = distribution.is_first()
+    progress = progress_for(quiet=given["quiet"] or not first)
+
+    def prepare() -> None:
+        study.begin(run_dir, read.resolved(), seeds=read.seeds)
+        study.prepare([training], run_dir, progress)
+
+    distribution.on_first(prepare)
     order = list(read.methods).index(training.method)
     reach = max(each.max_position for each in trainings)
     outcome = study.train(training, run_dir, progress, order=order, coverage_range=reach)
+    if not first:
+        return None
     if given["as_json"]:
         print_json(outcome)
     model = run_dir / training.directory / "model"
