@@ -28,7 +28,7 @@ def test_export_writes_the_positions_of_one_training(run: Any):
     assert found.code == 0, found.err
     assert found.last == "made out/data.jsonl; next: read out/README.md"
     assert "1 rows, " in found.out
-    (row,) = [json.loads(line) for line in Path("out/data.jsonl").open()]
+    (row,) = [json.loads(line) for line in Path("out/data.jsonl").read_text().splitlines()]
     preview = ("preview", "many.yaml", "--json", "--method", "skipalign", "--seed", "2")
     assert row["position_ids"] == json.loads(run(*preview).out)["position_ids"]
     words = ("export", "many.yaml", "d.jsonl", "--method", "skipalign", "--seed", "2", "--json")

@@ -81,6 +81,7 @@ class PairCollator:
         placed = [self.place(visit) for visit in visits]
         rows = [pair[side] for side in range(len(SIDES)) for pair in placed]
         batch = pad(rows, self.collator.pad_token_id)
+        assert "attention_mask" in batch
         return PairBatch(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
