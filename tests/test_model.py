@@ -12,10 +12,12 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     PreTrainedTokenizerFast,
+    Qwen3NextConfig,
 )
 
 from skipalign.errors import ModelError
@@ -119,6 +121,26 @@ def test_sliding_windows_shorter_than_the_target_are_refused():
     refuse_skips(config, 256, where="x")
     with pytest.raises(ModelError, match="256 tokens back"):
         refuse_skips(config, 257, where="x")
+
+
+def test_chunks_shorter_than_the_target_are_refused():
+    config = Llama4TextConfig(num_hidden_layers=4, attention_chunk_size=512)
+    refuse_skips(config, 512, where="x")
+    with pytest.raises(ModelError, match="512 tokens back"):
+        refuse_skips(config, 513, where="x")
+
+
+def test_a_temperature_that_follows_the_number_of_tokens_is_refused():
+    config = Llama4TextConfig(num_hidden_layers=4, attention_chunk_size=512, floor_scale=256)
+    refuse_skips(config, 256, where="x")
+    with pytest.raises(ModelError, match=r"from 256 on \(floor_scale\)"):
+        refuse_skips(config, 257, where="x")
+
+
+def test_layers_that_keep_a_state_are_refused():
+    config = Qwen3NextConfig(num_hidden_layers=4)
+    with pytest.raises(ModelError, match="layers of kind linear_attention do not attend"):
+        refuse_skips(config, 4096, where="x")
 
 
 def test_models_without_one_rope_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):

@@ -27,6 +27,8 @@ from skipalign.rope import BATCH_DEPENDENT, NoExtension, RopeBase, RopeExtension
 # The first release that writes and reads `rope_parameters`.
 MINIMUM_TRANSFORMERS = "5.0"
 DTYPES = ("float32", "bfloat16", "float16")
+# Kinds of layers, in the words of transformers' `layer_types`, that see tokens by attention alone.
+ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 def load_tokenizer(path: str, *, revision: str | None = None) -> Tokenizer:
@@ -183,8 +185,8 @@ def refuse_skips(config: Config, max_position: int, *, where: str) -> None:
     """Refuse models whose attention would be wrong under skipped positions.
 
     Raises:
-        ModelError: no RoPE; frequencies chosen from the largest position of a batch; or layers
-            that see less than the positions that are trained for.
+        ModelError: no RoPE; frequencies chosen from the largest position of a batch; layers that
+            see less than the positions that are trained for, or that keep a state.
     """
     rope_type = rope_base(config, where=where).parameters.get("rope_type", "default")
     if rope_type in BATCH_DEPENDENT:
@@ -200,14 +202,33 @@ def refuse_skips(config: Config, max_position: int, *, where: str) -> None:
             f"max_position {max_position:,}; what skips teach would not reach them - lower "
             "max_position or choose a model with full attention"
         )
+    counted = getattr(config, "floor_scale", max_position)
+    if getattr(config, "attn_temperature_tuning", False) and counted < max_position:
+        raise ModelError(
+            f"{where}: the temperature of its attention follows the number of tokens, not the "
+            f"positions, from {counted:,} on (floor_scale), so a skipped row has another than the "
+            f"long one - lower max_position to {counted:,}"
+        )
+    if others := sorted(set(getattr(config, "layer_types", None) or ()) - set(ATTENDING)):
+        raise ModelError(
+            f"{where}: layers of kind {', '.join(others)} do not attend by position alone: a "
+            "state or convolution passes over no gap, so a skipped row is not to them what the "
+            "long one is - choose a model with attention in all layers"
+        )
 
 
 def sliding_window(config: Config) -> int | None:
-    """Return the shortest look-back of any layer, in tokens, or None for full attention."""
+    """Return the shortest look-back of any layer, in tokens, or None for full attention.
+
+    A chunk of chunked attention counts as one: tokens look back no further than its begin.
+    """
+    layers = getattr(config, "layer_types", None)
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk is not None and "chunked_attention" in (layers or ()):
+        return int(chunk)
     window = getattr(config, "sliding_window", None)
     if window is None or getattr(config, "use_sliding_window", True) is False:
         return None
-    layers = getattr(config, "layer_types", None)
     if layers is not None and not any("sliding" in layer for layer in layers):
         return None
     return int(window)
