@@ -80,7 +80,7 @@ def test_settings_change_what_they_are_about():
     assert low_rank["flops"] < 0.7 * first["flops"]
     in_four = changed("adapter={type: qlora, r: 8}")["memory"]["parts"]["weights"]
     assert in_four < low_rank["memory"]["parts"]["weights"] / 3
-    shared = changed("trainer.fsdp=true", gpus=4)["memory"]["parts"]
+    shared = changed(gpus=4, shared=True)["memory"]["parts"]
     assert shared["optimizer"] * 4 == first["memory"]["parts"]["optimizer"]
     biased = changed("methods.skipalign.key_bias=gap")["memory"]["parts"]
     assert biased["temporary"] > first["memory"]["parts"]["temporary"]

@@ -47,7 +47,12 @@ GPUS = {
 
 
 def estimate(
-    trainings: Sequence[Training], *, gpu: str = "h100", gpus: int = 1, mfu: float | None = None
+    trainings: Sequence[Training],
+    *,
+    gpu: str = "h100",
+    gpus: int = 1,
+    shared: bool = False,
+    mfu: float | None = None,
 ) -> dict[str, Any]:
     """Return what each method costs, with one seed, and the full-length training beside it.
 
@@ -55,6 +60,7 @@ def estimate(
         trainings: of a recipe.
         gpu: one of GPUS.
         gpus: how many work together; each takes the recipe's per-device batch.
+        shared: whether each holds a part of weights, gradients and optimizer, not a copy.
         mfu: share of the GPU's peak that the model's own operations reach.
 
     Returns:
@@ -78,14 +84,16 @@ def estimate(
     if not once:
         raise RecipeError("no method of this recipe is trained; there is nothing to plan")
     notes: dict[str, None] = {}
-    methods = [_Method(each, GPUS[gpu], gpus, mfu).found(notes) for each in once.values()]
+    methods = [_Method(each, GPUS[gpu], gpus, shared, mfu).found(notes) for each in once.values()]
     return {"gpu": gpu, "gpus": gpus, "methods": methods, "notes": list(notes)}
 
 
 class _Method:
     """One training on GPUs of one kind."""
 
-    def __init__(self, training: Training, gpu: Gpu, gpus: int, mfu: float | None) -> None:
+    def __init__(
+        self, training: Training, gpu: Gpu, gpus: int, shared: bool, mfu: float | None
+    ) -> None:
         config = config_of(training)
         if config is None:
             raise RecipeError(
@@ -95,7 +103,7 @@ class _Method:
         self.training = training
         self.shape = shape_of(config, where=training.base.path)
         self.args = arguments_for_any_device(training)
-        self.gpu, self.gpus = gpu, gpus
+        self.gpu, self.gpus, self.shards = gpu, gpus, gpus if shared else 1
         checkpointing = bool(self.args.activation_checkpointing)
         self.mfu = mfu or (MFU_WITH_CHECKPOINTING if checkpointing else MFU)
 
@@ -148,7 +156,6 @@ class _Method:
         packing = training.packing
         rows = args.per_device_train_batch_size
         longest = max(source.max_tokens for source in training.sources)
-        shares = bool(training.trainer.get("fsdp") or training.trainer.get("deepspeed"))
         attention = training.base.attn_implementation
         mask: Mask = "padding" if rows > 1 and not attention.startswith("flash") else "none"
         if training.key_bias is not None or (packing and packing.attention == "block_diagonal"):
@@ -164,7 +171,7 @@ class _Method:
             eager=attention == "eager",
             optimizer=str(getattr(args.optim, "value", args.optim)),
             adapter=_low_rank(training.adapter),
-            shards=self.gpus if shares else 1,
+            shards=self.shards,
             whole_logits=not args.use_liger_kernel,
         )
 
@@ -304,8 +311,8 @@ def _assumptions(found: Mapping[str, Any]) -> list[str]:
         "FLOPs: 6 a weight and token (4 where it is frozen), 6 H D T a layer and token for causal",
         f"attention (PaLM, arXiv 2204.02311, appendix B); assumed MFU {used}. Memory: the sums of",
         "skipalign/costs.py, held against measurements in benchmarks/results/plan-memory.json.",
-        "shared: weights, gradients and optimizer are divided (FSDP, ZeRO 3), which skipalign has",
-        "not been tested with. At full length: one row a pass, as many tokens in all. Logits stand",
+        "shared: each GPU holds a part of weights, gradients and optimizer (docs/many-gpus.md).",
+        "At full length: one row a pass, as many tokens in all. Logits stand",
         "whole; a fused loss (trainer.use_liger_kernel) keeps none of them.",
     ]
 

@@ -198,6 +198,9 @@ compare = click.command("compare", short_help="The same as run, for recipes with
     "--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many at once."
 )
 @click.option(
+    "--shared", is_flag=True, help="Each holds a part of weights and optimizer (FSDP2, ZeRO 3)."
+)
+@click.option(
     "--mfu",
     type=float,
     help="Share of the GPU's peak that the model's own FLOPs reach; 0.4, or 0.3 where layers are "

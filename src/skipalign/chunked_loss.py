@@ -1,0 +1,136 @@
+"""Cross-entropy from hidden states, a part of the tokens at a time: logits never stand whole.
+
+Logits of T tokens take 4 T V bytes in float32, and with their log-softmax and gradients three
+times that: with V = 128,000 and rows of 8,192 tokens 12 GiB, more than all layers of many models
+keep. Only tokens that are trained need logits, and no two of them need theirs at once. So the
+model's head is left out of its forward pass, and is applied here to the trained tokens, some at a
+time; backward, each part's logits are computed again.
+
+Where there is a GPU and the package liger-kernel, `trainer: {use_liger_kernel: true}` does the same
+in one kernel, without computing them twice.
+
+Shape letters: B rows, T tokens, D hidden dimensions, V vocabulary, N trained tokens.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from skipalign.encoding import IGNORE_INDEX
+from skipalign.errors import ModelError
+
+TOKENS_AT_ONCE = 256
+_TOLERANCE = 1e-3  # of the largest logit; what a model does to its logits is no rounding
+
+
+class ChunkedHead:
+    """The head of a model, applied to parts of its hidden states.
+
+    Args:
+        model: of transformers, with output embeddings, an adapter or none, not wrapped yet.
+        tokens_at_once: whose logits stand together; None is TOKENS_AT_ONCE.
+
+    Raises:
+        ModelError: the model has no head, or does more to its logits than the head does.
+    """
+
+    def __init__(self, model: Any, tokens_at_once: int | None = None) -> None:
+        self.module = model.get_output_embeddings()
+        if self.module is None:
+            raise ModelError(
+                f"chunked_loss: {type(model).__name__} has no output embeddings; leave it out"
+            )
+        self.apply: Callable[[Tensor], Tensor] = self.module.forward
+        self.tokens_at_once = tokens_at_once or TOKENS_AT_ONCE
+        self._require_plain_logits(model)
+
+    @contextmanager
+    def left_out(self) -> Generator[None]:
+        """While open, the `logits` of the model are the hidden states that its head would get."""
+        before = vars(self.module).get("forward")
+        self.module.forward = _unchanged
+        try:
+            yield
+        finally:
+            if before is None:
+                del self.module.forward
+            else:
+                self.module.forward = before
+
+    def token_losses(
+        self, hidden: Float[Tensor, " B T D"], labels: Int[Tensor, " B T"]
+    ) -> Float[Tensor, " B T-1"]:
+        """Return the loss of every token from the second on, 0 where it is not trained.
+
+        Args:
+            hidden: what the head is given.
+            labels: not shifted.
+        """
+        targets = labels[:, 1:]
+        trained = targets != IGNORE_INDEX
+        parts = zip(
+            hidden[:, :-1][trained].split(self.tokens_at_once),
+            targets[trained].split(self.tokens_at_once),
+            strict=True,
+        )
+        losses = [checkpoint(self._losses, *part, use_reentrant=False) for part in parts]
+        found = torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device)
+        return found.masked_scatter(trained, torch.cat(losses)) if losses else found
+
+    def _losses(
+        self, hidden: Float[Tensor, " N D"], targets: Int[Tensor, " N"]
+    ) -> Float[Tensor, " N"]:
+        return cross_entropy(self.apply(hidden).float(), targets, reduction="none")
+
+    def _require_plain_logits(self, model: Any) -> None:
+        """Compare the model's logits with those of its head alone, on two tokens."""
+        device = next(model.parameters()).device
+        inputs = {
+            "input_ids": torch.tensor([[0, 1]], device=device),
+            "attention_mask": torch.ones(1, 2, dtype=torch.long, device=device),
+        }
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                whole = model(**inputs, use_cache=False).logits
+                with self.left_out():
+                    hidden = model(**inputs, use_cache=False).logits
+                alone = self.apply(hidden)
+        finally:
+            model.train(was_training)
+        if not torch.allclose(whole, alone, rtol=0, atol=_TOLERANCE * float(whole.abs().max())):
+            raise ModelError(
+                f"chunked_loss: {type(model).__name__} changes its logits after the head (a soft "
+                "cap or a scale), so that the head alone gives another loss - leave chunked_loss "
+                "out"
+            )
+
+
+def _unchanged(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+def token_losses(
+    logits: Float[Tensor, " B T V"], labels: Int[Tensor, " B T"]
+) -> Float[Tensor, " B T-1"]:
+    """Return the loss of every token from the second on, 0 where it is not trained.
+
+    Args:
+        logits: of all tokens.
+        labels: not shifted.
+    """
+    targets = labels[:, 1:]
+    losses = cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        targets.flatten(),
+        ignore_index=IGNORE_INDEX,
+        reduction="none",
+    )
+    return losses.view(targets.shape)
