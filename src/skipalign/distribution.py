@@ -95,7 +95,7 @@ def part_here(parameter: torch.Tensor) -> torch.Tensor:
     return getattr(parameter, "ds_tensor", parameter)  # ZeRO-3 leaves the parameter itself empty
 
 
-def whole_weights(engine: Any) -> dict[str, torch.Tensor] | None:
+def whole_weights(engine: Any) -> dict[str, Any] | None:
     """Gather weights that are in shards, in the first process; None where each holds them whole.
 
     Every process has to call it.
