@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from skipalign.adapters import Adapter
+from skipalign.borders import takes_borders
 from skipalign.costs import LINEARS, PARTS, Load, LowRank, Mask, memory, token_flops
 from skipalign.errors import RecipeError
 from skipalign.plan import arguments_for_any_device, config_of
@@ -158,7 +159,8 @@ class _Method:
         longest = max(source.max_tokens for source in training.sources)
         attention = training.base.attn_implementation
         mask: Mask = "padding" if rows > 1 and not attention.startswith("flash") else "none"
-        if training.key_bias is not None or (packing and packing.attention == "block_diagonal"):
+        told = training.key_bias is not None or (packing and packing.attention == "block_diagonal")
+        if told and not takes_borders(attention):
             mask = "float"
         return Load(
             rows=rows,
@@ -172,7 +174,7 @@ class _Method:
             optimizer=str(getattr(args.optim, "value", args.optim)),
             adapter=_low_rank(training.adapter),
             shards=self.shards,
-            whole_logits=not args.use_liger_kernel,
+            whole_logits=not (args.use_liger_kernel or training.chunked_loss),
         )
 
     def _token_shares(self) -> dict[int, float]:
@@ -313,7 +315,7 @@ def _assumptions(found: Mapping[str, Any]) -> list[str]:
         "skipalign/costs.py, held against measurements in benchmarks/results/plan-memory.json.",
         "shared: each GPU holds a part of weights, gradients and optimizer (docs/many-gpus.md).",
         "At full length: one row a pass, as many tokens in all. Logits stand",
-        "whole; a fused loss (trainer.use_liger_kernel) keeps none of them.",
+        "whole, but for chunked_loss and trainer.use_liger_kernel, counted as none.",
     ]
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,11 +22,13 @@ from skipalign import adapters, distribution
 from skipalign.batch import Batch
 from skipalign.borders import implementation_of, visibility
 from skipalign.checkpoints import Counts, seal
+from skipalign.chunked_loss import ChunkedHead, token_losses
 from skipalign.encoding import IGNORE_INDEX
 from skipalign.errors import RunError
 from skipalign.visits import PackSampler, Visit, VisitSampler
 
 _SAMPLES_NAMED = 8
+TokenLosses = Callable[[Tensor, Tensor], Tensor]
 _TOKENS_AT_ONCE = 512  # whose logits stand in full precision while losses are told apart
 
 
@@ -54,6 +57,7 @@ class SkipTrainer(Trainer):
     sampler: VisitSampler | PackSampler
     counts: Counts
     samples_weigh_the_same: bool = False
+    head: ChunkedHead | None = None  # if logits must not stand whole
     samples: Sequence[str] = ()  # of the batch at hand
     row_shape: tuple[int, ...] = ()
     _skipped: Tensor | None = None
@@ -96,16 +100,27 @@ class SkipTrainer(Trainer):
     ) -> Any:
         """Return the loss, the samples' borders kept from the model."""
         sample_ids = inputs.pop("sample_ids", None)
+        losses = token_losses if self.head is None else self._chunked_losses
         if self.samples_weigh_the_same:
-            self.compute_loss_func = partial(mean_over_samples, sample_ids=sample_ids)
+            self.compute_loss_func = partial(
+                mean_over_samples, sample_ids=sample_ids, token_losses=losses
+            )
+        elif self.head is not None:
+            self.compute_loss_func = partial(mean_over_tokens, token_losses=losses)
         labels = inputs["labels"]
-        found: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
+        with nullcontext() if self.head is None else self.head.left_out():
+            found: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss, outputs = found
         self._require_number("loss", float(loss.detach()), self.samples)
         logits = outputs.get("logits")
         if logits is not None and self._skipped is not None and self._logs_this_step():
             self._tell_apart(logits.detach(), labels, self._skipped)
         return (loss, outputs) if return_outputs else loss
+
+    def _chunked_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        assert self.head is not None
+        with self.accelerator.autocast():  # the model's own ends with its forward pass
+            return self.head.token_losses(hidden, labels)
 
     def _logs_this_step(self) -> bool:
         every = self.state.logging_steps
@@ -115,8 +130,12 @@ class SkipTrainer(Trainer):
         """Add up the losses of the tokens of natural and of skipped samples."""
         for part in (labels[:, 1:] != IGNORE_INDEX).nonzero().split(_TOKENS_AT_ONCE):
             rows, places = part.unbind(1)
+            found = logits[rows, places]
+            if self.head is not None:
+                with torch.no_grad(), self.accelerator.autocast():
+                    found = self.head.apply(found)
             losses = torch.nn.functional.cross_entropy(
-                logits[rows, places].float(), labels[rows, places + 1], reduction="none"
+                found.float(), labels[rows, places + 1], reduction="none"
             )
             of_skipped = skipped[rows, places]
             for name, which in (("natural", ~of_skipped), ("skipped", of_skipped)):
@@ -273,31 +292,39 @@ def trained_per_sample(
     return counts, places
 
 
+def mean_over_tokens(
+    outputs: Any,
+    labels: Int[Tensor, " B T"],
+    num_items_in_batch: Tensor | int,
+    *,
+    token_losses: TokenLosses,
+) -> Tensor:
+    """Return the part of this batch in the mean over the trained tokens of an optimizer step."""
+    return token_losses(outputs["logits"], labels).sum() / num_items_in_batch
+
+
 def mean_over_samples(
     outputs: Any,
     labels: Int[Tensor, " B T"],
     num_items_in_batch: Tensor | int,
     *,
     sample_ids: Int[Tensor, " B T"],
+    token_losses: TokenLosses = token_losses,
 ) -> Tensor:
     """Return the part of this batch in the mean over samples of their mean token loss.
 
     Args:
-        outputs: of the model, with logits.
+        outputs: of the model, with logits, or what `token_losses` takes in their place.
         labels: not shifted; the first token of a sample is not among the trained ones.
         num_items_in_batch: samples of the whole optimizer step: with gradient accumulation and
             several processes the parts add up to the mean, however samples fall into batches.
         sample_ids: which sample of its row each token is of.
+        token_losses: logits and labels to the losses of tokens.
 
     Source: LongAlign, arXiv 2401.18058: sequence i with N_i trained tokens weighs K / (N_i M) in a
         mean over K packs of M sequences; that is 1 / (N_i M) in a sum over tokens.
     """
     counts, places = trained_per_sample(labels, sample_ids)
     weights = (labels != IGNORE_INDEX) / counts.clamp(min=1)[places]
-    losses = torch.nn.functional.cross_entropy(
-        outputs["logits"][:, :-1].flatten(0, 1).float(),
-        labels[:, 1:].flatten(),
-        ignore_index=IGNORE_INDEX,
-        reduction="none",
-    )
-    return (losses * weights[:, 1:].flatten()).sum() / num_items_in_batch
+    losses = token_losses(outputs["logits"], labels)
+    return (losses * weights[:, 1:]).sum() / num_items_in_batch

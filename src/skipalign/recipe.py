@@ -169,6 +169,7 @@ class Recipe:
             key_bias=settings.key_bias,
             packing=settings.packing,
             logit_scale=settings.logit_scale,
+            chunked_loss=settings.chunked_loss,
             adapter=settings.adapter,
             trainer=settings.trainer,
             template_kwargs=settings.template_kwargs,

@@ -167,6 +167,7 @@ class Settings(_Strict):
     key_bias: _KeyBias | None = None
     packing: _Packing | None = None
     logit_scale: _LogitScale | None = None
+    chunked_loss: bool = False
     adapter: _Adapter | None = None
     trainer: dict[str, Any] = {}
     template_kwargs: dict[str, Any] = {}

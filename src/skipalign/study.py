@@ -76,6 +76,7 @@ class Training:
         rope: RoPE extension.
         packing: how samples share rows, or None.
         logit_scale: what attention logits are multiplied by in training, or None.
+        chunked_loss: whether the loss is computed a part of the tokens at a time.
         adapter: what is trained instead of all weights, or None.
         trainer: keys of transformers' TrainingArguments.
         template_kwargs: what the chat template takes.
@@ -95,6 +96,7 @@ class Training:
     key_bias: KeyBias | None = None
     packing: Packing | None = None
     logit_scale: float | str | None = None
+    chunked_loss: bool = False
     adapter: Adapter | None = None
     trainer: Mapping[str, Any] = field(default_factory=dict)
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -124,6 +126,7 @@ class Training:
             "key_bias": {"name": bias.name, **asdict(bias)} if bias else None,  # type: ignore[call-overload]
             "packing": asdict(self.packing) if self.packing else None,
             "logit_scale": self.logit_scale,
+            "chunked_loss": self.chunked_loss or None,  # None: as in folders that know no such key
             "adapter": {"type": adapter.type, **asdict(adapter)} if adapter else None,
             "rope": {"type": self.rope.type, **asdict(self.rope)},  # type: ignore[call-overload]
             "trainer": dict(self.trainer),
@@ -327,6 +330,7 @@ def _fit(
         key_bias=training.key_bias,
         packing=training.packing,
         logit_scale=training.logit_scale,
+        chunked_loss=training.chunked_loss,
         weights={source.name: source.weight for source in training.sources},
         trainer=training.trainer,
         watchers=[watcher] if training.watch else (),

@@ -31,6 +31,7 @@ from skipalign.batch import Collator, PackCollator
 from skipalign.bias_attention import FLASH, FLEX, biased_keys, refuse_biased_keys
 from skipalign.borders import refuse_large_mask, takes_borders
 from skipalign.checkpoints import Counts, counts_at, keep_losses_until, newest_checkpoint
+from skipalign.chunked_loss import ChunkedHead
 from skipalign.distribution import (
     is_first,
     largest,
@@ -139,6 +140,7 @@ def train(
     key_bias: KeyBias | None = None,
     packing: Packing | None = None,
     logit_scale: float | str | None = None,
+    chunked_loss: bool = False,
     weights: Mapping[str, float | None] | None = None,
     trainer: Mapping[str, Any] | None = None,
     watchers: Sequence[Callable[[SkipTrainer], TrainerCallback]] = (),
@@ -147,8 +149,7 @@ def train(
 ) -> Outcome:
     """Fine-tune `model` on `examples`; leave probe.json, loss.jsonl, checkpoints/ and model/.
 
-    Started again on the same folder it goes on from the newest whole checkpoint and, on CPU, ends
-    with the same weights to the bit.
+    Started again it goes on from the newest whole checkpoint; on CPU the weights end the same.
 
     Args:
         model: as `model.load_model` returns it.
@@ -159,6 +160,7 @@ def train(
         key_bias: added to the attention logits of keys in training only.
         packing: how samples share rows; None gives each a row of its own.
         logit_scale: multiplies attention logits in training only: a number, or `span`.
+        chunked_loss: compute the loss a part of the tokens at a time; logits never stand whole.
         weights: share of the tokens by source name.
         trainer: keys of TrainingArguments.
         watchers: each makes a callback of what trains.
@@ -180,15 +182,26 @@ def train(
         float_mask=not takes_borders(model.config._attn_implementation),
     )
     engine = _engine(model, args, examples, collator, packing=packing, weights=weights or {})
-    watch = _Watch(engine, out, _question(examples, collator, packing))
-    for callback in (watch, *(make(engine) for make in watchers)):
-        engine.add_callback(callback)
+    engine.head = _chunked_head(engine) if chunked_loss else None
+    watch = _watch(engine, out, _question(examples, collator, packing), watchers)
     bar, told = (progress or Silent()).bar("train", None), _told_with_the_cure(engine, out)
     with _ctrl_c_stops(watch), bar as watch.bar, _training_only(model, collator), told:
         _train_from(engine, newest_checkpoint(Path(args.output_dir)), out)
     if not watch.interrupted:
         _save_final(engine, tokenizer, out / "model")
     return watch.outcome(engine)
+
+
+def _watch(
+    engine: SkipTrainer,
+    out: Path,
+    ask: Callable[[Any], dict[str, Any]],
+    watchers: Sequence[Callable[[SkipTrainer], TrainerCallback]],
+) -> "_Watch":
+    watch = _Watch(engine, out, ask)
+    for callback in (watch, *(make(engine) for make in watchers)):
+        engine.add_callback(callback)
+    return watch
 
 
 @contextlib.contextmanager
@@ -427,8 +440,32 @@ def _memory_bytes(device: torch.device) -> int:
     return found
 
 
+def _chunked_head(engine: SkipTrainer) -> ChunkedHead:
+    """Return the model's head for `chunked_loss`, or refuse what it does not go with."""
+    for key in ("label_smoothing_factor", "use_liger_kernel"):
+        if value := getattr(engine.args, key):
+            raise RecipeError(
+                f"trainer.{key} is {value!r}: it computes a loss of its own, and so does "
+                "chunked_loss; leave one of them out"
+            )
+    if engine.is_fsdp_enabled or engine.is_deepspeed_enabled:
+        raise RecipeError(
+            "chunked_loss with FSDP or DeepSpeed: it applies the model's head outside the forward "
+            "pass, where its weights need not be whole; leave it out, use DDP, or on GPUs "
+            "trainer.use_liger_kernel"
+        )
+    return ChunkedHead(engine.model)
+
+
 def _refuse_smoothing(args: TrainingArguments, packing: Packing | None) -> None:
-    if packing is not None and packing.loss == "sample" and args.label_smoothing_factor:
+    if packing is None or packing.loss != "sample":
+        return
+    if args.use_liger_kernel:
+        raise RecipeError(
+            "trainer.use_liger_kernel is True: its loss knows no samples, as packing.loss sample "
+            "asks; leave it out, with chunked_loss: true in its place, or use packing.loss: token"
+        )
+    if args.label_smoothing_factor:
         raise RecipeError(
             f"trainer.label_smoothing_factor is {args.label_smoothing_factor}: packing.loss "
             "sample has no label smoothing; leave it out, or use packing.loss: token"
