@@ -1,4 +1,4 @@
-"""Write README's tables from benchmarks/results: python benchmarks/readme_tables.py [--check]
+"""Write the tables of README and docs from results: python benchmarks/readme_tables.py [--check]
 
 A table stands between <!-- NAME results --> and <!-- /NAME results --> and is made from
 benchmarks/results/NAME.json, as `skipalign report RUN --json-out FILE` writes it.
@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"<!-- ([\w-]+) results -->\n.*?<!-- /\1 results -->", re.DOTALL)
 
 
@@ -24,14 +24,15 @@ def table(document: Mapping[str, Any]) -> str:
     lengths = sorted({row["context_length"] for row in rows})
     cells = {(row["method"], row["context_length"]): row for row in rows}
     text = document["tasks"].get("perplexity", {"rows": []})["rows"]
-    longest = max((row["context_length"] for row in text), default=0)
-    nats = {row["method"]: row for row in text if row["context_length"] == longest}
+    measured = {row["context_length"] for row in text}
+    ends = sorted({min(measured), max(measured)}) if measured else []
+    nats = {(row["method"], row["context_length"]): row for row in text}
     heads = [f"{tokens:,} ({tokens / window:.0f} x)" for tokens in lengths]
-    heads += [f"prose at {longest:,}, nats per token"] if text else []
+    heads += [f"prose at {tokens:,}, nats" for tokens in ends]
     lines = [f"| method | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for method in dict.fromkeys(row["method"] for row in rows):
         shown = [cell(cells.get((method, tokens))) for tokens in lengths]
-        shown += [cell(nats.get(method))] if text else []
+        shown += [cell(nats.get((method, tokens))) for tokens in ends]
         lines.append(f"| {method} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
@@ -41,28 +42,31 @@ def cell(row: Mapping[str, Any] | None) -> str:
     return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" if row else "-"
 
 
-def filled(readme: str) -> str:
-    """Return README with every table made anew."""
+def filled(text: str) -> str:
+    """Return a document with every table made anew."""
 
     def block(found: re.Match[str]) -> str:
         name = found[1]
         document = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         return f"<!-- {name} results -->\n{table(document)}\n<!-- /{name} results -->"
 
-    return BLOCK.sub(block, readme)
+    return BLOCK.sub(block, text)
 
 
 def main() -> None:
-    """Rewrite README.md, or say that it is not what the results are."""
+    """Rewrite the documents, or say which are not what the results are."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--check", action="store_true", help="exit 1 where it would change something"
     )
-    found = README.read_text(encoding="utf-8")
-    made = filled(found)
-    if parser.parse_args().check:
-        raise SystemExit(found != made)
-    README.write_text(made, encoding="utf-8")
+    check = parser.parse_args().check
+    texts = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
+    changed = {path: made for path, text in texts.items() if (made := filled(text)) != text}
+    if check:
+        names = ", ".join(path.name for path in changed)
+        raise SystemExit(f"not what the results are: {names}" if changed else 0)
+    for path, made in changed.items():
+        path.write_text(made, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import platform
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -371,10 +371,26 @@ def _holds_work(out: Path) -> bool:
 
 
 def _unlike(found: Mapping[str, Any], training: Training) -> list[str]:
-    """Say in which settings a folder's training differs; what is absent there was None."""
+    """Say in which settings a folder's training differs; what is absent there was its default."""
     new = json.loads(json.dumps(training.settings(), default=str))
-    keys = [key for key, value in new.items() if found.get(key) != value]
+    parts = ("key_bias", "packing", "adapter", "rope")
+    old = dict(found) | {
+        name: _with_defaults(found.get(name), getattr(training, name)) for name in parts
+    }
+    old["strategies"] = {
+        name: _with_defaults(strategy, training.strategies.get(name))
+        for name, strategy in found.get("strategies", {}).items()
+    }
+    keys = [key for key, value in new.items() if old.get(key) != value]
     return [f"{key}: {found.get(key)} there, {new[key]} here" for key in keys]
+
+
+def _with_defaults(found: Any, part: Any) -> Any:
+    """Add to what a folder says of a part the settings that it did not have then."""
+    if not isinstance(found, dict) or part is None:
+        return found
+    defaults = {each.name: each.default for each in fields(part) if each.default is not MISSING}
+    return json.loads(json.dumps(defaults, default=str)) | found
 
 
 def _claim(training: Training, out: Path, base: str) -> str | None:
