@@ -83,30 +83,33 @@ def test_what_low_ranks_train_is_what_peft_trains():
         assert adapter.trained(shape_of(config, where="here")) == trained
 
 
+# At the loss every tensor is counted; the end of the backward pass is bounded from above.
 CASES = {
-    "autocast, padded": ("qwen3", Load(rows=2, tokens=256, autocast=True, mask="padding")),
+    "autocast, padded": ("qwen3", Load(rows=2, tokens=256, autocast=True, mask="padding"), 0.02),
     "float32, key bias, computed twice": (
         "llama",
         Load(rows=2, tokens=256, checkpointing=True, mask="float"),
+        0.15,
     ),
-    "bfloat16, two passes": ("llama", Load(rows=1, tokens=512, weight_bytes=2, accumulates=True)),
-    "low rank": (
-        "qwen3",
-        Load(rows=2, tokens=256, adapter=LowRank(r=8, targets=LINEARS)),
+    "bfloat16, two passes": (
+        "llama",
+        Load(rows=1, tokens=512, weight_bytes=2, accumulates=True),
+        0.02,
     ),
+    "low rank": ("qwen3", Load(rows=2, tokens=256, adapter=LowRank(r=8, targets=LINEARS)), 0.02),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_memory_is_within_a_fifth_of_what_a_step_takes(name: str):
+def test_memory_is_what_a_step_takes(name: str):
     room = benchmark()
-    model_type, load = CASES[name]
+    model_type, load, tolerance = CASES[name]
     passes = 2 if load.accumulates else 1
     sizes = room.sizes(256, 4, 8, 4000)
     case = room.Case(model_type=model_type, sizes=sizes, load=load, steps_of_rows=passes)
     measured = room.measured(case)
-    assert measured > 40e6
-    assert room.planned(case).peak == pytest.approx(measured, rel=0.2)
+    assert measured > 80e6
+    assert room.planned(case).peak == pytest.approx(measured, rel=tolerance)
 
 
 def test_every_setting_moves_the_part_that_it_is_about():
