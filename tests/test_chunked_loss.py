@@ -181,6 +181,7 @@ def test_a_run_with_a_chunked_loss_is_the_same_run(
             assert one[name] == pytest.approx(other[name], abs=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_half_precision_checkpointing_scale_bias_and_packs_go_together(
     base: Path, data: ExampleFile, tmp_path: Path, dtype: str
