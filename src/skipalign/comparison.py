@@ -31,9 +31,9 @@ LEADS = {
     "model is asked for it. Each figure is the share of right answers",
     "stretch": "The question of a short text is moved away from it, to a position so many tokens "
     "later, with nothing in between. Few tokens compete for attention, so the stretch probe shows "
-    "position failure alone; the needle shows position failure and attention dilution together. A "
-    "method that holds here and fails there has learnt the positions and is diluted. Each figure "
-    "is the share of right answers",
+    "position failure alone; the needle shows it together with what more text does. A method that "
+    "holds here and fails there has learnt the positions and is misled by the text. Each figure is "
+    "the share of right answers",
     "perplexity": "How well the model expects held-out prose at the end of a text of that length. "
     "Each figure is the loss in nats per token, lower is better; its exponential is the "
     "perplexity. It is the mean over documents",
@@ -45,7 +45,7 @@ LEADS = {
     "strings asked for, all subtasks together",
 }
 CAPTIONS = {
-    "needle": "long text: positions and dilution together",
+    "needle": "long text: far positions and many rivals together",
     "stretch": "short text, far positions: position failure alone",
     "perplexity": "lower is better",
 }

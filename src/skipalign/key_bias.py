@@ -28,14 +28,14 @@ def runs(positions: Int[np.ndarray, " T"]) -> tuple[Int[np.ndarray, " R"], Int[n
 class KeyBias(ABC):
     """A number for every key, one per run of consecutive positions, added to attention logits.
 
-    A skip changes distances, but not how many keys compete in the softmax: a row of 128 tokens
-    dilutes attention like 128 tokens wherever they sit. In TRAINING a key bias makes some runs
-    heavier than others; evaluation and the saved model know nothing of it.
+    A skip changes distances, but not how many keys compete in the softmax: a row of 128 tokens has
+    128 of them wherever they sit. In TRAINING a key bias makes some runs heavier than others;
+    evaluation and the saved model know nothing of it.
 
-    It is our own addition, and why it works is not settled: softmax ignores a constant shift, so
-    only differences between runs act, and in our trials random weights (`PermutedBias`) did about
-    as well as the ones that stand for the text left out (`GapBias`). Training for margin may be
-    all there is to it.
+    It is our own addition. Softmax ignores a constant shift, so only differences between runs act,
+    and weights that are shuffled (`PermutedBias`) or random (`NoiseBias`) do as well as those that
+    stand for the text left out (`GapBias`); skips at the same places without any bias do as well on
+    needles, less on plain text (docs/key-bias.md).
 
     Args:
         keep_first_zero: no bias on the first token, the attention sink of many models.
@@ -99,8 +99,8 @@ class GapBias(KeyBias):
     """Let every run stand for the text that the gap behind it left out.
 
     Run i of l_i tokens, followed by a gap of g_i positions, has the bias log((l_i + g_i) / l_i):
-    each of its keys competes like (l_i + g_i) / l_i keys, so that the row dilutes attention like
-    the long text whose positions it carries. An integer weight n equals the key and its value
+    each of its keys competes like (l_i + g_i) / l_i keys, as if the long text whose positions the
+    row carries were there. An integer weight n equals the key and its value
     repeated n times. A pure function of the positions.
 
     >>> from skipalign.positions import EIGHT_TOKENS, sample_rng

@@ -1,7 +1,7 @@
 """Needle in a haystack: find one sentence in a long text, by context length and depth.
 
-A miss has two causes that this task shows together: positions that training never saw, and
-attention that more keys dilute. `stretch` shows the first alone.
+A miss has two causes that this task shows together: positions that training never saw, and more
+text that competes for attention. `stretch` shows the first alone.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 A jump in the positions between passage and question puts the needle at a given distance at the
 cost of a short forward pass. No key is added, so a miss is position failure alone; the needle
-task shows position failure and dilution together.
+task shows it together with what more text does.
 """
 
 import json
