@@ -101,7 +101,7 @@ def test_equal_runs_give_equal_pages(run):
 def test_page_says_what_the_two_tasks_show(run):
     text = " ".join(Elements(write_report([run])).text.split())
     assert "the stretch probe shows position failure alone" in text
-    assert "the needle shows position failure and attention dilution together" in text
+    assert "the needle shows it together with what more text does" in text
 
 
 def test_pictures_and_cells_are_labelled_for_those_who_do_not_see_them(run):
