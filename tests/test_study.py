@@ -283,6 +283,14 @@ def test_packing_and_logit_scale_reach_the_training(folder: Path, tmp_path: Path
         study.run([one], tmp_path / "packed", recipe_text="name: demo\n")
 
 
+def test_an_embedded_base_is_evaluated_by_its_name(tmp_path: Path):
+    settings = NeedleSettings(lengths=(96,), depths=(0.5,), trials=1, max_new_tokens=2)
+    found = study.evaluate_model("tiny", settings, tmp_path)
+    assert [cell["n"] for cell in found["cells"]] == [1]
+    generator, _ = study.load_generator("tiny")
+    assert generator.identity == study.load_generator(tiny.BASE)[0].identity
+
+
 def test_embedded_bases_share_a_tokenizer_and_their_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

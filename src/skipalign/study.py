@@ -471,9 +471,10 @@ def _answered(path: Path, settings: Any) -> bool:
 
 
 def load_generator(model_dir: str | Path) -> tuple[TransformersGenerator, Any]:
-    """Load a finished model as any loader would: natural positions, no key bias."""
-    tokenizer = load_tokenizer(str(model_dir))
-    model: Any = load_model(str(model_dir))
+    """Load a finished model, or an embedded base by its name: natural positions, no key bias."""
+    place = make.base(str(model_dir))
+    tokenizer = load_tokenizer(place)
+    model: Any = load_model(place)
     if torch.cuda.is_available():
         model = model.to("cuda")
     return TransformersGenerator(model, tokenizer), tokenizer
