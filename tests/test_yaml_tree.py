@@ -209,3 +209,9 @@ def test_overrides_that_lead_nowhere_are_refused(override: str, message: str):
     with pytest.raises(RecipeError, match="override") as found:
         overridden({"data": [{}, {}], "name": "n"}, override)
     assert message in str(found.value)
+
+
+def test_text_that_begins_like_a_mapping_is_told_to_be_quoted():
+    with pytest.raises(RecipeError, match=r"quote it twice: needle='\"\{key\} came\.\"'"):
+        overridden({}, "needle={key} came.")
+    assert overridden({}, 'needle="{key} came."') == {"needle": "{key} came."}

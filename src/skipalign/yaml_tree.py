@@ -221,7 +221,13 @@ def overridden(tree: dict[str, Any], override: str) -> dict[str, Any]:
         raise RecipeError(f"{where}: must be KEY=VALUE, such as trainer.max_steps=50")
     if keys[0] == "grid":
         keys[1:] = [".".join(keys[1:])] if keys[1:] else []  # its keys are key paths themselves
-    value = read_yaml(text.encode("utf-8", "surrogateescape"), where)
+    try:
+        value = read_yaml(text.encode("utf-8", "surrogateescape"), where)
+    except RecipeError as error:
+        if not text.startswith(("{", "[")):
+            raise
+        quoted = f"{name}='\"{text}\"'"
+        raise RecipeError(f"{error} - or, if it is plain text, quote it twice: {quoted}") from None
     return placed(tree, keys, value, where)
 
 
