@@ -35,7 +35,7 @@ evaluation.needle evaluation.stretch evaluation.perplexity evaluation.longbench
 evaluation.longbench_v2 evaluation.infinitebench evaluation.babilong evaluation.nolima
 evaluation.ruler
 evaluation.short_check evaluation.lm_eval
-evaluation.tasks
+evaluation.tasks serving
 yaml_tree results scores figures provenance comparison ablation boards gate page report card
 tiny.corpus tiny.pretraining tiny.make watching study plan budget
 export integrations integrations.trl
@@ -374,9 +374,9 @@ def test_the_commands_of_the_readme_are_the_commands():
         "import sys\nsys.argv = ['skipalign', '--help']\nfrom skipalign.cli import main\nmain()\n"
     )
     listed = python(code).partition("Commands:")[2]
-    existing = set(re.findall(r"^  (\w+)  ", listed, re.MULTILINE))
+    existing = set(re.findall(r"^  ([\w-]+)  ", listed, re.MULTILINE))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `skipalign (\w+)", readme, re.MULTILINE)) == existing
+    assert set(re.findall(r"^\| `skipalign ([\w-]+)", readme, re.MULTILINE)) == existing
 
 
 def test_the_tables_of_the_readme_are_those_of_the_results():

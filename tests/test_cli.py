@@ -13,8 +13,8 @@ from skipalign.cli import cli, main
 from skipalign.commands import data, training
 from skipalign.errors import DataError
 
-COMMANDS = ("preview", "prepare", "export", "train", "merge", "evaluate", "score", "report", "run")
-COMMANDS += ("compare", "plan", "doctor")
+COMMANDS = ("preview", "prepare", "export", "train", "merge", "verify-export", "evaluate", "score")
+COMMANDS += ("report", "run", "compare", "plan", "doctor")
 HEAVY = ("torch", "transformers", "numpy", "pydantic", "pyarrow", "matplotlib", "rich", "yaml")
 
 

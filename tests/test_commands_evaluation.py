@@ -273,3 +273,19 @@ def test_backends_that_cannot_be(run: Any, words: tuple[str, ...], code: int, me
     found = run("evaluate", str(tiny.BASE), *GRID, *words)
     assert (found.code, message in found.err) == (code, True), found.err
     assert "word" not in found.err.replace("password", "")
+
+
+def test_verify_export_says_what_serves_the_model_or_what_differs(run: Any, monkeypatch: Any):
+    from skipalign import serving
+    from skipalign.tiny import BASE
+
+    found = run("verify-export", str(BASE), "--length", "64")
+    assert found.code == 0
+    assert found.out.startswith("transformers  equal, at most ")
+    assert found.last == f"compared 64 tokens; next: vllm serve {BASE} --max-model-len 128"
+    plainly = serving._plainly
+    monkeypatch.setattr(serving, "_plainly", lambda *given: plainly(*given) - 1)
+    found = run("verify-export", str(BASE), "--length", "64")
+    assert found.code == 1
+    assert "transformers  DIFFERENT" in found.out
+    assert "tokens 32 to 64 are not read as the model was trained" in found.err

@@ -51,7 +51,8 @@ def _num_processes() -> int:
 
 for _command in (
     *(data.preview, data.prepare, training.export),
-    *(training.train, training.merge, evaluation.evaluate, evaluation.score, evaluation.report),
+    *(training.train, training.merge, evaluation.verify_export),
+    *(evaluation.evaluate, evaluation.score, evaluation.report),
     *(training.run, training.compare, training.plan),
     machine.doctor,
 ):

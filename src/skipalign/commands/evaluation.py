@@ -181,6 +181,36 @@ def report(runs: Sequence[Path], out: Path | None, **given: Any) -> None:
     last_line(f"made {made}", "open it in a browser", as_json=given["as_json"])
 
 
+@click.command("verify-export")
+@click.argument("model")
+@click.option("--length", type=click.IntRange(min=4), help="Tokens to read; the model's window.")
+@JSON
+def verify_export(model: str, length: int | None, as_json: bool) -> None:
+    """Compare what loaders make of MODEL at far positions.
+
+    A RoPE extension that a loader reads otherwise shows at far positions alone. Reads a long text
+    as trained, by plain transformers and, where it is installed, by vLLM.
+    """
+    hush(verbose=False)
+    from skipalign.errors import ModelError
+    from skipalign.serving import verify_export as verify
+
+    found = verify(model, length=length)
+    if as_json:
+        print_json(found)
+    else:
+        for name, each in found["loaders"].items():
+            verdict = "equal" if each["ok"] else "DIFFERENT"
+            click.echo(f"{name:<14}{verdict}, at most {each['largest_difference']} nats a token")
+    if not found["ok"]:
+        raise ModelError(
+            f"{model}: tokens {found['first_compared']} to {found['tokens']} are not read as the "
+            f"model was trained, beyond {found['tolerance']} nats; compare rope_parameters in its "
+            "config.json with the recipe's rope"
+        )
+    last_line(f"compared {found['tokens']} tokens", found["serve"][0], as_json=as_json)
+
+
 def _task_settings(run_dir: Path | None, overrides: Sequence[str], given: Mapping[str, Any]) -> Any:
     """Return the settings of a task: options, then KEY=VALUE, then the recipe of the run."""
     from skipalign.evaluation.tasks import TASKS

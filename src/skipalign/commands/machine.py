@@ -10,7 +10,7 @@ from skipalign.terminal import console, hush, last_line, print_json
 @click.command()
 @JSON
 def doctor(as_json: bool) -> None:
-    """Show versions and devices, what is missing and how to get it."""
+    """Show versions, devices, what is missing and how to get it."""
     hush(verbose=False)
     from skipalign import doctor as room
 
