@@ -178,3 +178,12 @@ def test_the_ablation_is_the_whole_grid_and_one_without_skips():
     assert len(rows) == 3 * 21
     assert [row["method"] for row in rows].count("skip-fraction-0") == 3
     assert {row["max_position"] for row in rows} == {256, 512, 1024, 2048, 4096}
+
+
+@pytest.mark.parametrize(
+    ("name", "num_trainings"),
+    [("ablation", 63), ("bias-controls", 39), ("tuning", 30), ("confirmation", 56)],
+)
+def test_the_studies_of_the_tiny_model_are_ready_to_run(name: str, num_trainings: int):
+    found = plan.examine(load(f"{name}-tiny").trainings())
+    assert len(found["trainings"]) == num_trainings
