@@ -10,12 +10,9 @@ from transformers import (
     AttentionInterface,
     LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
+from made_models import SIZES, families
 from skipalign.batch import Batch, Collator, PackCollator, Placed, pack, pad
 from skipalign.encoding import IGNORE_INDEX, Example, Segment
 from skipalign.errors import VisibilityError
@@ -25,20 +22,7 @@ from skipalign.packing import Attention
 from skipalign.positions import Contiguous, SkipAlign
 from skipalign.visits import Visit, VisitDataset, VisitSampler
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-}
-FAMILIES = {
-    "llama": (LlamaForCausalLM, lambda: LlamaConfig(**SIZES)),
-    "mistral": (MistralForCausalLM, lambda: MistralConfig(**SIZES, sliding_window=None)),
-    "qwen3": (Qwen3ForCausalLM, lambda: Qwen3Config(**SIZES, head_dim=8)),
-}
+FAMILIES = families()
 SKIPS = SkipAlign(max_position=4096, skip_fraction=1.0, cuts_within=3, cut_at="token")
 
 

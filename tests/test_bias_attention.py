@@ -9,18 +9,10 @@ from transformers import AttentionInterface, Gemma2Config, LlamaConfig, LlamaFor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from made_models import SIZES
 from skipalign.bias_attention import biased_keys, extended, refuse_biased_keys, through_keys
 from skipalign.errors import ModelError, VisibilityError
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-}
 LENGTH, SCALING = 50, 0.3
 
 

@@ -1,6 +1,7 @@
 """Files are whole or absent, and say which version wrote them."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from skipalign.errors import RunError
 from skipalign.files import (
     append_json_line,
+    defaults,
     read_json,
     read_json_lines,
     whole_lines,
@@ -72,3 +74,14 @@ def test_whole_lines_takes_half_a_last_line_off_the_file(tmp_path: Path):
     assert whole_lines(path) == [b'{"a": 1}']
     append_json_line(path, {"c": 2})
     assert whole_lines(path) == [b'{"a": 1}', b'{"c": 2}']
+
+
+def test_defaults_of_settings_are_as_json_reads_them():
+    @dataclass
+    class Settings:
+        lengths: tuple[int, ...]
+        depths: tuple[float, ...] = (0.5, 1.0)
+        seed: int | None = None
+        more: dict[str, int] = field(default_factory=dict)
+
+    assert defaults(Settings) == defaults(Settings((1,))) == {"depths": [0.5, 1.0], "seed": None}

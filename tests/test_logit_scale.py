@@ -9,34 +9,16 @@ import torch
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
-    LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
+from made_models import families
 from skipalign.errors import ModelError, RecipeError
 from skipalign.logit_scale import check_logit_scale, scale_of, scaled_logits
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-    "initializer_range": 0.3,  # attention far from uniform, so that a scale shows
-}
-FAMILIES = {
-    "llama": (LlamaForCausalLM, lambda: LlamaConfig(**SIZES)),
-    "mistral": (MistralForCausalLM, lambda: MistralConfig(**SIZES, sliding_window=None)),
-    "qwen3": (Qwen3ForCausalLM, lambda: Qwen3Config(**SIZES, head_dim=8)),
-}
+FAMILIES = families(initializer_range=0.3)  # far from uniform, so that a scale shows
 
 
 def model_of(family: str, attention: str = "sdpa") -> torch.nn.Module:

@@ -10,20 +10,11 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from made_models import SIZES
 from skipalign.errors import VisibilityError
 from skipalign.logit_scale import scaled_logits
 from skipalign.packing import Attention
 from skipalign.probe import NUM_TOKENS, probe, require
-
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,13 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
     return [json.loads(line) for line in lines if line.strip()]
+
+
+def defaults(settings: Any) -> dict[str, Any]:
+    """Return the defaults of a settings dataclass, or of one of its kind, as JSON reads them.
+
+    What was stored before a setting existed was made with what is its default now:
+    `defaults(settings) | stored`.
+    """
+    known = {each.name: each.default for each in fields(settings) if each.default is not MISSING}
+    return json.loads(json.dumps(known))

@@ -7,7 +7,7 @@ averaged or compared.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +18,7 @@ import numpy as np
 from skipalign.errors import RunError
 from skipalign.evaluation.metrics import bootstrap_nested, paired_bootstrap, wilson_interval
 from skipalign.evaluation.tasks import TASKS
+from skipalign.files import defaults
 from skipalign.results import (
     TOKENS_OF_TASK,
     Cell,
@@ -82,18 +83,10 @@ def conditions(document: Mapping[str, Any]) -> dict[str, Any]:
     Results that know nothing of a setting were measured with what is its default now.
     """
     parts = (document.get(part) or {} for part in ("settings", "prompts", "text", "harness"))
-    found = _defaults(document.get("task")) | {
-        key: value for part in parts for key, value in part.items()
-    }
+    task = document.get("task")
+    known = defaults(TASKS[task].settings) if task in TASKS else {}
+    found = known | {key: value for part in parts for key, value in part.items()}
     return {key: value for key, value in found.items() if key not in NO_CONDITIONS}
-
-
-def _defaults(task: str | None) -> dict[str, Any]:
-    if task not in TASKS:
-        return {}
-    known = {each.name: each.default for each in fields(TASKS[task].settings)}
-    given = {name: value for name, value in known.items() if value is not MISSING}
-    return json.loads(json.dumps(given))
 
 
 def _section(task: str, digest: str, groups: Sequence[Group]) -> Section:

@@ -15,7 +15,7 @@ import platform
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +32,7 @@ from skipalign.distribution import is_first, num_processes, on_first
 from skipalign.encoding import DEFAULT_TEMPLATE
 from skipalign.errors import RunError
 from skipalign.evaluation.tasks import TASKS, task_of
-from skipalign.files import read_json, write_json, write_text
+from skipalign.files import defaults, read_json, write_json, write_text
 from skipalign.generation import Generator, TransformersGenerator
 from skipalign.key_bias import KeyBias
 from skipalign.model import load_model, load_tokenizer, save_model, weights_digest
@@ -386,11 +386,7 @@ def _unlike(found: Mapping[str, Any], training: Training) -> list[str]:
 
 
 def _with_defaults(found: Any, part: Any) -> Any:
-    """Add to what a folder says of a part the settings that it did not have then."""
-    if not isinstance(found, dict) or part is None:
-        return found
-    defaults = {each.name: each.default for each in fields(part) if each.default is not MISSING}
-    return json.loads(json.dumps(defaults, default=str)) | found
+    return found if not isinstance(found, dict) or part is None else defaults(part) | found
 
 
 def _claim(training: Training, out: Path, base: str) -> str | None:
@@ -464,10 +460,8 @@ def _answered(path: Path, settings: Any) -> bool:
     if not path.exists():
         return False
     asked = json.loads(json.dumps(asdict(settings)))
-    # Results that know nothing of a setting were measured with what is its default now.
-    defaults = {each.name: each.default for each in fields(settings)}
-    found = json.loads(json.dumps(defaults, default=str)) | read_json(path)["settings"]
-    return all(found[key] == value for key, value in asked.items())
+    found = defaults(settings) | read_json(path)["settings"]
+    return all(found.get(key) == value for key, value in asked.items())
 
 
 def load_generator(model_dir: str | Path) -> tuple[TransformersGenerator, Any]:

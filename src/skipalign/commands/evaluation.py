@@ -16,6 +16,7 @@ from skipalign.commands.options import (
     numbers,
     options,
 )
+from skipalign.errors import ModelError
 from skipalign.terminal import (
     console,
     hush,
@@ -192,7 +193,6 @@ def verify_export(model: str, length: int | None, as_json: bool) -> None:
     as trained, by plain transformers and, where it is installed, by vLLM.
     """
     hush(verbose=False)
-    from skipalign.errors import ModelError
     from skipalign.serving import verify_export as verify
 
     found = verify(model, length=length)
