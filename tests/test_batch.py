@@ -77,6 +77,14 @@ def reference_logits(model, rows: list[Placed]) -> list[torch.Tensor]:
     return outputs
 
 
+def test_the_key_bias_of_a_sample_is_that_of_its_skipped_positions():
+    sample = example(40, "a")
+    placed = collator(GapBias()).place(Visit(sample, 0))
+    rng = np.random.default_rng(0)  # a gap bias draws nothing
+    assert np.ptp(placed.key_bias) > 0
+    assert np.array_equal(placed.key_bias, GapBias().values(sample, placed.position_ids, rng))
+
+
 @pytest.mark.parametrize("biased", [False, True], ids=["mask", "key_bias"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
