@@ -20,6 +20,7 @@ lint: $(VENV)/installed
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/pyright
+	$(RUN)/bandit -q -c pyproject.toml -r src
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)

@@ -116,7 +116,7 @@ def load_model(
 
 def _load_weights(path: str, config: Config, **options: Any) -> Any:
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        return AutoModelForCausalLM.from_pretrained(  # nosec B615 # options hold the revision
             path, config=config, use_safetensors=True, trust_remote_code=False, **options
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:

@@ -109,7 +109,7 @@ def _as_trained(path: str) -> Any:
     extension = ROPE_EXTENSIONS[rope.pop("type")](**rope)
     reach = max(each.get("max_position", 0) for each in settings["strategies"].values())
     extend(config, extension, reach or None, where=base)
-    return AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(  # nosec B615 # the folder under test
         path, config=config, use_safetensors=True, trust_remote_code=False, dtype="auto"
     )
 
@@ -117,7 +117,7 @@ def _as_trained(path: str) -> Any:
 @torch.no_grad()
 def _plainly(path: str, ids: Sequence[int], start: int) -> Float[np.ndarray, " N"]:
     """Read the text as any script with transformers would: no mask, no positions, no cache."""
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615 # the folder under test
         path, use_safetensors=True, trust_remote_code=False, dtype="auto"
     ).eval()
     tokens = torch.tensor([list(ids)])
