@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PYTEST := $(RUN)/python -m pytest
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint audit clean
 
 demo: $(VENV)/installed
 	$(RUN)/skipalign run recipes/tiny.yaml
@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(PYTEST)
 
-test-all: $(VENV)/installed lint
+test-all: $(VENV)/installed lint audit
 	$(PYTEST)
 	$(PYTEST) -m long
 
@@ -21,6 +21,10 @@ lint: $(VENV)/installed
 	$(RUN)/ruff check .
 	$(RUN)/pyright
 	$(RUN)/bandit -q -c pyproject.toml -r src
+
+# Known vulnerabilities of the pinned packages; a line instead where no service can be asked.
+audit: $(VENV)/installed
+	$(RUN)/python .ci/audit.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
