@@ -11,6 +11,7 @@ from skipalign.evaluation.metrics import (
     contains_value,
     paired_bootstrap,
     share,
+    share_of_groups,
     wilson_interval,
 )
 
@@ -90,6 +91,16 @@ def test_bootstrap_draws_trials_anew_for_a_group_drawn_twice():
         for seed in range(4000)
     ]
     assert np.var(resamples) == pytest.approx(0.25 / 16 / 2, rel=0.1)
+
+
+def test_answers_about_one_text_count_less_than_answers_of_their_own():
+    alike = [[1.0] * 10, [0.0] * 10, [1.0] * 10]
+    assert share_of_groups(alike) == {**share(20, 30), "low": 0.0, "high": 1.0}
+    apart = [[1.0, 0.0]] * 50
+    assert share_of_groups(apart)["low"] <= wilson_interval(50, 100)[0]
+    assert share_of_groups(apart)["low"] == pytest.approx(0.4, abs=0.02)
+    # Where all are right the bootstrap has no width, and Wilson's interval stands.
+    assert share_of_groups([[1.0] * 4] * 3) == share(12, 12)
 
 
 def test_bootstrap_is_a_function_of_its_rng():

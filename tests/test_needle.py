@@ -44,7 +44,7 @@ def haystack(tmp_path_factory):
 @pytest.fixture
 def settings(haystack):
     return NeedleSettings(
-        lengths=(200, 400), depths=3, trials=4, haystack=haystack, max_new_tokens=8
+        lengths=(200, 400), depths=3, trials=4, haystack=haystack, max_new_tokens=8, nested=False
     )
 
 
@@ -323,6 +323,11 @@ def test_reuse_changes_no_answer_of_the_tiny_base(tmp_path, tokens_per_record):
     assert len(answers) == 35
     assert len(set(answers.values())) > 10
     assert documents[0]["cells"] == documents[1]["cells"]
+    for row in by_length(documents[0]):
+        cells = [c for c in documents[0]["cells"] if c["context_length"] == row["context_length"]]
+        assert row["correct"] == sum(cell["correct"] for cell in cells)
+        low, high = wilson_interval(row["correct"], row["n"])
+        assert row["low"] <= low <= high <= row["high"]
     reused, plain = (document["reuse"] for document in documents)
     assert (reused["used"], reused["reason"]) == (True, None)
     assert (plain["used"], plain["reason"]) == (False, "reuse is false")
@@ -406,4 +411,5 @@ def test_a_killed_run_with_reuse_goes_on_where_it_stopped(tokenizer, settings, t
 def test_prompts_that_cannot_be_nested(settings, change, message):
     with pytest.raises(RecipeError, match=message):
         replace(settings, nested=True, **change)
-    replace(settings, **change)
+    assert replace(settings, nested=None, **change).nested is False
+    assert replace(settings, nested=None).nested is True

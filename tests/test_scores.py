@@ -19,7 +19,12 @@ from made_runs import (
     write_perplexity,
 )
 from skipalign.errors import RunError
-from skipalign.evaluation.metrics import bootstrap_nested, paired_bootstrap, wilson_interval
+from skipalign.evaluation.metrics import (
+    bootstrap_nested,
+    paired_bootstrap,
+    share_of_groups,
+    wilson_interval,
+)
 from skipalign.files import read_json, write_json
 from skipalign.results import Cell, group, read_run
 from skipalign.scores import (
@@ -72,6 +77,30 @@ def test_table_has_a_row_for_every_method_and_length(run):
     assert {(row["num_seeds"], row["num_trials"]) for row in found} == {(3, 3 * 5 * 8)}
     assert all(0 <= row["low"] <= row["mean"] <= row["high"] <= 1 for row in found)
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_nested_grid_draws_texts_where_another_draws_answers(tmp_path):
+    right = [[1, 1, 0, 1], [1, 1, 0, 0]]  # two depths, four texts
+    asked = [
+        {**cell(96, depth, sum(each)), "trials": [{"correct": bool(one)} for one in each]}
+        for depth, each in zip((0.0, 1.0), right, strict=True)
+    ]
+    texts = ((1.0, 1.0), (1.0, 1.0), (0.0, 0.0), (1.0, 0.0))
+    for name, seeds in (("one", (0,)), ("two", (0, 1))):
+        for seed in seeds:
+            folder = tmp_path / name / "normal" / f"seed-{seed}"
+            make_training(folder, "normal", seed)
+            write_needle(folder, asked, nested=True)
+    (row,) = rows(section_of(tmp_path / "one"))
+    expected = share_of_groups(texts)
+    assert (row["mean"], row["low"], row["high"]) == (5 / 8, expected["low"], expected["high"])
+    assert row["num_trials"] == 8
+    assert row["low"] < wilson_interval(5, 8)[0]
+    (row,) = rows(section_of(tmp_path / "two"))
+    means = [[1.0, 1.0, 0.0, 0.5]] * 2
+    drawn = bootstrap_nested(means, np.random.default_rng(0))
+    assert (row["low"], row["high"]) == drawn
+    assert drawn != bootstrap_nested([right[0] + right[1]] * 2, np.random.default_rng(0))
 
 
 def test_mean_is_over_seeds_and_the_interval_the_nested_bootstrap_of_their_trials(run):

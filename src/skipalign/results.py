@@ -48,11 +48,15 @@ REQUIRED = {
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
-    """Trials that were asked alike: how many were right of how many, or the value of each."""
+    """Trials that were asked alike: how many were right of how many, or the value of each.
+
+    `texts` holds right (1) and wrong (0) by text, where several answers are about one text.
+    """
 
     correct: int
     n: int
     values: tuple[float, ...] = ()
+    texts: tuple[tuple[float, ...], ...] = ()
 
     @property
     def mean(self) -> float:

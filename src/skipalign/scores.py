@@ -7,7 +7,7 @@ averaged or compared.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 
 from skipalign.errors import RunError
-from skipalign.evaluation.metrics import bootstrap_nested, paired_bootstrap, wilson_interval
+from skipalign.evaluation.metrics import (
+    bootstrap_nested,
+    paired_bootstrap,
+    share_of_groups,
+    wilson_interval,
+)
 from skipalign.evaluation.tasks import TASKS
 from skipalign.files import defaults
 from skipalign.results import (
@@ -131,8 +136,24 @@ def rows(section: Section) -> list[dict[str, Any]]:
 
 def whole(section: Section, trainings: Sequence[Training], tokens: int) -> list[Cell]:
     """Return, of each training that has every depth asked at `tokens`, all its trials there."""
-    found = (training.cells.get(section.task, {}).get(tokens, {}) for training in trainings)
-    return [pooled(cells.values()) for cells in found if len(cells) == len(section.asked[tokens])]
+    num = len(section.asked[tokens])
+    found = [
+        each for each in trainings if len(each.cells.get(section.task, {}).get(tokens, {})) == num
+    ]
+    return [_pooled(section, each, tokens) for each in found]
+
+
+def _pooled(section: Section, training: Training, tokens: int) -> Cell:
+    """Return all trials at a length as one cell; of a nested grid with the texts they share."""
+    cells = training.cells[section.task][tokens]
+    cell = pooled(cells.values())
+    if not section.settings.get("nested") or len(cells) == 1:
+        return cell
+    answers = outcomes(training, section.task)
+    kept = [answers[tokens, depth] for depth in cells if (tokens, depth) in answers]
+    if len(kept) < len(cells):
+        return cell
+    return replace(cell, texts=tuple(zip(*kept, strict=True)))
 
 
 def at_window(found: Sequence[Mapping[str, Any]], window: int | None) -> list[Mapping[str, Any]]:
@@ -157,7 +178,9 @@ def score(cells: Sequence[Cell]) -> dict[str, Any]:
     """Return mean and 95% interval of a score that has one cell for each seed.
 
     One seed of right and wrong answers: Wilson. Else bootstrap over seeds, then over each seed's
-    trials. Equal cells give equal intervals, whatever else is on the page.
+    trials. Where several answers are about one text, texts are drawn in place of trials, and for
+    one seed the wider of both counts. Equal cells give equal intervals, whatever else is on the
+    page.
     """
     low, high = _interval(tuple(sorted(cells)))
     return {
@@ -171,16 +194,22 @@ def score(cells: Sequence[Cell]) -> dict[str, Any]:
 
 @lru_cache(maxsize=65536)
 def _interval(cells: tuple[Cell, ...]) -> tuple[float, float]:
-    if len(cells) == 1 and not cells[0].values:
+    if len(cells) == 1 and cells[0].texts:
+        found = share_of_groups(cells[0].texts)
+        low, high = found["low"], found["high"]
+    elif len(cells) == 1 and not cells[0].values:
         low, high = wilson_interval(cells[0].correct, cells[0].n)
     else:
-        trials = [cell.values or _right_and_wrong(cell) for cell in cells]
+        trials = [_trials(cell) for cell in cells]
         low, high = bootstrap_nested(trials, np.random.default_rng(BOOTSTRAP_SEED))
     return float(low), float(high)
 
 
-def _right_and_wrong(cell: Cell) -> list[float]:
-    return [1.0] * cell.correct + [0.0] * (cell.n - cell.correct)
+def _trials(cell: Cell) -> Sequence[float]:
+    """Return what a resample draws from: values, the mean of each text, or right and wrong."""
+    if cell.texts:
+        return [fmean(answers) for answers in cell.texts]
+    return cell.values or [1.0] * cell.correct + [0.0] * (cell.n - cell.correct)
 
 
 # --------------------------------------------------------------------------------------- pairs
@@ -202,13 +231,14 @@ def paired(section: Section, against: Group | None) -> list[dict[str, Any]]:
 
     `difference` is the mean over seeds of method less `against`, both trained with that seed from
     the same base and asked the same prompts; low and high its 95% interval by bootstrap over
-    seeds, then over the pairs of answers of each. `num_trials` counts the pairs of all seeds. A
+    seeds, then over the pairs of answers of each, in a nested grid of texts. `num_trials` counts
+    the pairs of all seeds. A
     seed that one of the two lacks, or whose single trials were not kept, has no part in it.
     """
     found = next((each for each in section.groups if against and each.name == against.name), None)
     if found is None:
         return []
-    key = TOKENS_OF_TASK[section.task]
+    key, nested = TOKENS_OF_TASK[section.task], bool(section.settings.get("nested"))
     theirs = {_start(training): outcomes(training, section.task) for training in found.trainings}
     table_rows: list[dict[str, Any]] = []
     for each in section.groups:
@@ -219,7 +249,8 @@ def paired(section: Section, against: Group | None) -> list[dict[str, Any]]:
         for tokens, depths in section.asked.items():
             places = [(tokens, depth) for depth in sorted(depths)]
             pairs = [
-                (_joined(ours[start], places), _joined(theirs[start], places)) for start in starts
+                (_joined(ours[start], places, nested), _joined(theirs[start], places, nested))
+                for start in starts
             ]
             if pairs := [(one, other) for one, other in pairs if one and len(one) == len(other)]:
                 row = {"method": each.name, key: tokens, "against": found.name}
@@ -244,11 +275,18 @@ def _start(training: Training) -> tuple[int, str] | None:
 
 
 def _joined(
-    found: Mapping[tuple[int, float], tuple[float, ...]], places: Sequence[tuple[int, float]]
+    found: Mapping[tuple[int, float], tuple[float, ...]],
+    places: Sequence[tuple[int, float]],
+    nested: bool,
 ) -> tuple[float, ...]:
-    """Return the outcomes of all places one after the other; () where one is not known."""
+    """Return the outcomes of all places one after the other; () where one is not known.
+
+    In a nested grid a trial of all places is about one text, and counts once, by its mean.
+    """
     if not all(place in found for place in places):
         return ()
+    if nested:
+        return tuple(map(fmean, zip(*(found[place] for place in places), strict=True)))
     return tuple(value for place in places for value in found[place])
 
 

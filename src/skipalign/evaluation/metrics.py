@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+_GROUPS = 0x6E0  # the stream that draws groups of answers
 _FEW_VALUES = 8  # up to so many unlike values a resample is drawn as a tally of them
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
@@ -42,6 +43,24 @@ def share(correct: int, n: int) -> dict[str, Any]:
     """Return {n, correct, mean, low, high}: a share that never travels without its interval."""
     low, high = wilson_interval(correct, n)
     return {"n": n, "correct": correct, "mean": correct / n, "low": low, "high": high}
+
+
+def share_of_groups(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return the share of right answers that come in groups, such as those about one text.
+
+    Its interval is the wider, at either end, of Wilson's, which takes all answers for independent,
+    and of the bootstrap over groups, then answers, which has no width where all are right.
+
+    Args:
+        groups: for each group its answers, right 1 and wrong 0.
+
+    Returns:
+        as `share`.
+    """
+    correct, n = sum(int(sum(group)) for group in groups), sum(len(group) for group in groups)
+    found = share(correct, n)
+    low, high = bootstrap_nested(groups, np.random.default_rng(_GROUPS))
+    return {**found, "low": min(found["low"], low), "high": max(found["high"], high)}
 
 
 def bootstrap_nested(

@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from skipalign.errors import RecipeError
 from skipalign.evaluation import SCORES, graded, scores, write_results
-from skipalign.evaluation.metrics import share
+from skipalign.evaluation.metrics import share, share_of_groups
 from skipalign.evaluation.nested import NestedText
 from skipalign.evaluation.prompts import PromptMaker
 from skipalign.evaluation.records import RetrievalSettings
@@ -57,17 +57,18 @@ class NeedleSettings(RetrievalSettings):
             reads what it will be asked.
         nested: the prompts of a trial are beginnings of one text, with the needle at places that
             they share as far as `depths` allow, here fractions of the whole prompt (see `nested`).
-            Cells are then not independent of each other, and at short lengths some are the same:
-            the interval of a cell holds, one over several cells is too narrow.
-        reuse: with `nested`, compute what prompts share once, where that is exact; the results
-            say what it saved, and compare a few prompts with the plain way.
+            None is true wherever the other settings allow it. Cells are then not independent of
+            each other, and at short lengths some are the same: intervals over several depths are
+            drawn over texts. False gives every prompt a text of its own.
+        reuse: with `nested`, compute what prompts share once, where that is exact for the model;
+            the results say what it saved, and compare a few prompts with the plain way.
     """
 
     lengths: tuple[int, ...]
     depths: int | tuple[float, ...] = 11
     trials: int | dict[int, int] = 5
     question_first: bool = False
-    nested: bool = False
+    nested: bool | None = None
     reuse: bool = True
 
     def __post_init__(self) -> None:
@@ -89,9 +90,10 @@ class NeedleSettings(RetrievalSettings):
                     f"trials for length {length} are {self.num_trials(length)}; every length "
                     "needs at least one - give one number for all, or one for each length"
                 )
-        self._refuse_what_cannot_be_nested()
+        self._take_nesting()
 
-    def _refuse_what_cannot_be_nested(self) -> None:
+    def _take_nesting(self) -> None:
+        """Find out whether prompts can be nested; refuse settings where they cannot."""
         reasons = {
             "distractors": "one number for all lengths cannot be nested; give tokens_per_record",
             "near_keys": "distractors would change with the needle's place; leave it out",
@@ -99,10 +101,16 @@ class NeedleSettings(RetrievalSettings):
             "num_needles": "all but one would lie beyond a shorter prompt; ask for one",
             "question_first": "prompts that begin with their question are not alike; leave it out",
         }
-        for name, reason in reasons.items():
-            value = getattr(self, name)
-            if self.nested and value != getattr(NeedleSettings, name):
-                raise RecipeError(f"nested is true and {name} is {value!r}: {reason}")
+        against = {
+            name: reason
+            for name, reason in reasons.items()
+            if getattr(self, name) != getattr(NeedleSettings, name)
+        }
+        if self.nested and against:
+            name, reason = next(iter(against.items()))
+            raise RecipeError(f"nested is true and {name} is {getattr(self, name)!r}: {reason}")
+        if self.nested is None:
+            object.__setattr__(self, "nested", not against)
 
     @property
     def all_depths(self) -> tuple[float, ...]:
@@ -234,6 +242,8 @@ def evaluate_needle(
             log.append(rows)
             bar.advance(len(rows))
     document["cells"] = [_cell(settings, cell, log) for cell in _grid(settings)]
+    if settings.nested:
+        document["by_length"] = [_over_texts(settings, each, log) for each in settings.lengths]
     document["reuse"] = {"used": refused is None, "reason": refused, **_saved(log)}
     columns = ("context_length", "depth", *SCORES, "mean_realised_length", "mean_realised_depth")
     return write_results(Path(out), _plain(document), columns, _draw)
@@ -241,6 +251,8 @@ def evaluate_needle(
 
 def by_length(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return {context_length, n, correct, mean, low, high} over all depths, ascending."""
+    if nested := document.get("by_length"):
+        return sorted(nested, key=lambda row: row["context_length"])
     cells = sorted(document["cells"], key=lambda cell: cell["context_length"])
     rows: list[dict[str, Any]] = []
     for length, found in groupby(cells, key=lambda cell: cell["context_length"]):
@@ -327,6 +339,15 @@ def _cell(settings: NeedleSettings, cell: _Cell, log: TrialLog) -> dict[str, Any
         "realised_lengths": lengths,
         "realised_depths": depths,
     }
+
+
+def _over_texts(settings: NeedleSettings, length: int, log: TrialLog) -> dict[str, Any]:
+    """Return the score of a length in a nested grid: a trial of all depths is about one text."""
+    texts = [
+        [float(log.trials[length, depth, trial]["correct"]) for depth in settings.all_depths]
+        for trial in range(settings.num_trials(length))
+    ]
+    return {"context_length": length, **share_of_groups(texts)}
 
 
 def _saved(log: TrialLog) -> dict[str, Any]:
