@@ -212,12 +212,12 @@ def test_methods_that_are_left_out_stay_as_they_are(folder: Path, tmp_path: Path
 
 def test_results_that_know_nothing_of_a_new_setting_are_results_of_its_default(tmp_path: Path):
     path = tmp_path / "needle.json"
-    asked = NeedleSettings(lengths=(64,), depths=2)
+    asked = NeedleSettings(lengths=(64,), depths=2, nested=False)
     known = json.loads(json.dumps({**asdict(asked), "haystack_sha256": "x"}))
     del known["num_needles"], known["tokens_per_record"]
     write_json(path, {"settings": known})
     assert study._answered(path, asked)
-    assert not study._answered(path, replace(asked, nested=False))
+    assert not study._answered(path, replace(asked, nested=True))
     assert not study._answered(path, replace(asked, num_needles=2))
     assert not study._answered(path, replace(asked, depths=3))
 
