@@ -37,7 +37,7 @@ evaluation.ruler
 evaluation.short_check evaluation.lm_eval
 evaluation.tasks serving
 yaml_tree results scores figures provenance comparison ablation boards gate page report card
-tiny.corpus tiny.pretraining tiny.make watching study plan budget
+tiny.corpus tiny.pretraining tiny.make watching origin study plan budget
 export integrations integrations.trl
 grid schema recipe sample terminal preview doctor
 commands commands.options commands.data commands.training commands.evaluation commands.machine cli
