@@ -39,10 +39,9 @@ from transformers.utils import logging as transformers_logging
 
 from skipalign import ExampleFile, Packing, SkipAlign, Source, tiny, train
 from skipalign.conversation import Conversation, read_conversations
-from skipalign.files import write_json
+from skipalign.origin import sha256_of_files, write_result
 from skipalign.packing import Attention
 from skipalign.prepare import prepare
-from skipalign.study import environment
 
 ROOT = Path(__file__).parents[1]
 OPEN_ASSISTANT = ROOT.parent / "shared/data/instructions/openassistant_messages.jsonl"
@@ -86,7 +85,6 @@ def main() -> None:
         results["preparation_without_markers"] = compare(
             bench.prepare_ours, bench.prepare_theirs, PREPARED_PAIRS
         )
-    results["environment"] = {**environment(), "trl": trl.__version__}
     for name, found in results.items():
         if not isinstance(found, dict) or "ratios" not in found:
             continue
@@ -98,7 +96,14 @@ def main() -> None:
             {key: value for key, value in found.items() if key.startswith(("tokens", "with"))}
             or "",
         )
-    write_json(Path(__file__).parent / "results/trl.json", results)
+    write_result(
+        Path(__file__).parent / "results/trl.json",
+        results,
+        seeds=range(PAIRS),
+        data=sha256_of_files([file]),
+        exact=(),
+        measured=("ours", "trl", "ratio", "ratios", "low", "high", "wall_ratio"),
+    )
 
 
 Measured = dict[str, float]

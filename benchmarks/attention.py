@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from skipalign import recipe
+from skipalign import recipe, tiny
 from skipalign.evaluation.needle import NeedlePrompt, NeedleSettings, build_prompts
-from skipalign.files import write_json
-from skipalign.study import environment, load_generator
+from skipalign.origin import sha256_of_files, write_result
+from skipalign.study import load_generator
 
 TRIALS = 2
 DENSE = Path(__file__).parents[1] / "recipes/bias-controls-tiny.yaml"
@@ -95,7 +95,14 @@ def main() -> None:
             for row in rows[-len(found) :]:
                 print(*row.values(), sep="\t", flush=True)
     out = Path(__file__).parent / "results" / "attention-tiny.json"
-    write_json(out, {"rows": rows, "prompts_seed": 1, "environment": environment()})
+    write_result(
+        out,
+        {"rows": rows, "prompts_seed": 1},
+        seeds=[1, *(row["seed"] for row in rows)],
+        data=sha256_of_files([tiny.HAYSTACK]),
+        exact=("mass_on_needle", "effective_keys", "entropy", "entropy_of_all_heads"),
+        measured=(),
+    )
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from skipalign.chunked_loss import TOKENS_AT_ONCE, ChunkedHead, token_losses
 from skipalign.encoding import IGNORE_INDEX
-from skipalign.files import write_json
-from skipalign.study import environment
+from skipalign.origin import write_result
 
 TOKENS, PASSES = 2048, 3
 SIZES = {
@@ -91,9 +90,12 @@ def main() -> None:
             rows.append(row)
             print(*row.values(), sep="\t", file=sys.stderr, flush=True)
     settings = {"tokens": TOKENS, "tokens_at_once": TOKENS_AT_ONCE, "model": SIZES}
-    write_json(
+    write_result(
         Path(__file__).parent / "results/chunked-loss.json",
-        {"settings": settings, "rows": rows, "environment": environment()},
+        {"settings": settings, "rows": rows},
+        seeds=[0],
+        exact=("loss", "mebibytes"),
+        measured=("seconds",),
     )
 
 

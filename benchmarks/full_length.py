@@ -26,9 +26,8 @@ from transformers import Trainer
 from skipalign.batch import Collator
 from skipalign.checkpoints import Counts
 from skipalign.engine import Named, SkipTrainer
-from skipalign.files import write_json
+from skipalign.origin import write_result
 from skipalign.positions import SkipAlign
-from skipalign.study import environment
 
 TOKENS, MULTIPLES, PAIRS = 512, (2, 4, 8, 16), 5
 
@@ -65,8 +64,13 @@ def main() -> None:
             rows.append(measure(multiple, out))
             print(*rows[-1].values(), sep="\t", flush=True)
     settings = {"tokens": TOKENS, "model": SIZES, "threads": 1}
-    document = {"settings": settings, "rows": rows, "environment": environment()}
-    write_json(Path(__file__).parent / "results" / "full-length.json", document)
+    write_result(
+        Path(__file__).parent / "results" / "full-length.json",
+        {"settings": settings, "rows": rows},
+        seeds=[0],
+        exact=("peak_mebibytes",),
+        measured=("ratio", "low", "high", "seconds"),
+    )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skipalign.files import write_json
-from skipalign.study import environment
+from skipalign.origin import write_result
 
 PAIRS = 15
 COMMANDS = {
@@ -35,8 +34,9 @@ def main() -> None:
         row |= {"low_s": round(float(kept.min()), 3), "high_s": round(float(kept.max()), 3)}
         rows.append(row)
         print(f"{name:20s} {row['median_s']:.3f} s [{row['low_s']:.3f}, {row['high_s']:.3f}]")
-    results = {"pairs": PAIRS, "rows": rows, "environment": environment()}
-    write_json(Path(__file__).parent / "results/help.json", results)
+    out = Path(__file__).parent / "results/help.json"
+    measured = ("median_s", "low_s", "high_s")
+    write_result(out, {"pairs": PAIRS, "rows": rows}, seeds=(), exact=(), measured=measured)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ from rouge import Rouge
 
 from skipalign.evaluation.longbench_metrics import cut
 from skipalign.evaluation.longbench_score import score_file, score_folder
-from skipalign.files import write_json
-from skipalign.study import environment
+from skipalign.origin import sha256_of_files, write_result
 
 ROOT = Path(__file__).parents[1]
 STORED = ROOT.parent / "shared/data/predictions/llama3-8b-instruct"
@@ -190,9 +189,15 @@ def main() -> None:
         "repeats": REPEATS,
         **row,
         "tasks": figures,
-        "environment": environment(),
     }
-    write_json(Path(__file__).parent / "results/longbench-score.json", results)
+    write_result(
+        Path(__file__).parent / "results/longbench-score.json",
+        results,
+        seeds=(),
+        data=sha256_of_files(sorted(folder.glob("*.jsonl"))),
+        exact=("tasks", "num_equal_to_the_bit"),
+        measured=("median", "low", "high"),
+    )
 
 
 if __name__ == "__main__":

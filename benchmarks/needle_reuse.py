@@ -15,9 +15,9 @@ import torch
 
 from skipalign import reuse, tiny
 from skipalign.evaluation.needle import NeedlePrompt, NeedleSettings, build_prompts
-from skipalign.files import write_json
 from skipalign.generation import TransformersGenerator
-from skipalign.study import environment, load_generator
+from skipalign.origin import sha256_of_files, write_result
+from skipalign.study import load_generator
 from skipalign.tiny.corpus import KEYS, NEEDLE, QUESTION, VALUES
 
 # (lengths and depths, tokens of the longest prompt, timed pairs)
@@ -92,8 +92,14 @@ def main() -> None:
         row |= timed(generator, prompts, pairs) if pairs else {}
         rows.append(row)
         print(*(f"{name}={value}" for name, value in row.items()), flush=True)
-    results = {"max_new_tokens": NEW, "rows": rows, "environment": environment()}
-    write_json(Path(__file__).parent / "results/needle-reuse.json", results)
+    write_result(
+        Path(__file__).parent / "results/needle-reuse.json",
+        {"max_new_tokens": NEW, "rows": rows},
+        seeds=[settings(1, 1).seed],
+        data=sha256_of_files([tiny.HAYSTACK, *tiny.BASE.glob("*.safetensors")]),
+        exact=("plain_tokens", "reuse_tokens", "token_ratio", "answers_that_differ"),
+        measured=("clock_seconds", "processor_seconds", "time_ratio"),
+    )
 
 
 if __name__ == "__main__":

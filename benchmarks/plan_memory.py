@@ -27,9 +27,8 @@ from transformers import (
 from skipalign.batch import Placed, pad
 from skipalign.costs import Load, LowRank, Memory, memory
 from skipalign.encoding import Example, Segment
-from skipalign.files import write_json
+from skipalign.origin import write_result
 from skipalign.shapes import shape_of
-from skipalign.study import environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +201,9 @@ def main() -> None:
             f"{name:56s} planned {plan.peak / 1e9:.2f} GB, measured {found / 1e9:.2f} GB, "
             f"ratio {row['ratio']:.3f}, resident {resident / 1e9:.2f} GB"
         )
-    results = {"rows": rows, "environment": environment()}
-    write_json(Path(__file__).parent / "results/plan-memory.json", results)
+    out = Path(__file__).parent / "results/plan-memory.json"
+    moved = ("measured", "resident", "ratio")
+    write_result(out, {"rows": rows}, seeds=[0], exact=("planned", "parts"), measured=moved)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import torch
 from skipalign import tiny
 from skipalign.batch import Collator
 from skipalign.encoding import IGNORE_INDEX, Example, Segment
-from skipalign.files import write_json
 from skipalign.key_bias import GapBias, KeyBias, PermutedBias
 from skipalign.model import load_model
+from skipalign.origin import write_result
 from skipalign.positions import (
     Contiguous,
     Cream,
@@ -28,7 +28,6 @@ from skipalign.positions import (
     SkipAlign,
     Strategy,
 )
-from skipalign.study import environment
 from skipalign.visits import Visit
 
 ROWS, TOKENS, PAIRS = 32, 128, 30
@@ -97,8 +96,13 @@ def main() -> None:
             f"step of {row['step_milliseconds']:.0f} ms "
             f"[{100 * row['share_low']:.2f}, {100 * row['share_high']:.2f}]"
         )
-    results = {"pairs": PAIRS, "rows": rows, "environment": environment()}
-    write_json(Path(__file__).parent / "results/positions.json", results)
+    write_result(
+        Path(__file__).parent / "results/positions.json",
+        {"pairs": PAIRS, "rows": rows},
+        seeds=[0],
+        exact=(),
+        measured=("milliseconds", "step_milliseconds", "share_of_step", "share_low", "share_high"),
+    )
 
 
 if __name__ == "__main__":

@@ -32,10 +32,9 @@ from skipalign.bias_attention import biased_keys
 from skipalign.checkpoints import Counts
 from skipalign.encoding import IGNORE_INDEX, Example, Segment
 from skipalign.engine import Named, SkipTrainer
-from skipalign.files import write_json
 from skipalign.key_bias import GapBias
+from skipalign.origin import write_result
 from skipalign.positions import SkipAlign
-from skipalign.study import environment
 from skipalign.visits import Visit
 
 ROWS, TOKENS, PAIRS, DRAWS = 4, 448, 30, 10_000
@@ -177,8 +176,12 @@ def main() -> None:
             )
     settings = {"rows": ROWS, "tokens": TOKENS, "model": SIZES, "threads": 1}
     results = {"promise": 1.01, "settings": settings, "cases": found}
-    write_json(
-        Path(__file__).parent / "results/step.json", {**results, "environment": environment()}
+    write_result(
+        Path(__file__).parent / "results/step.json",
+        results,
+        seeds=[0],
+        exact=(),
+        measured=("ratio", "low", "high", "plain_step_seconds"),
     )
 
 

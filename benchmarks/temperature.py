@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from skipalign import recipe
+from skipalign import recipe, tiny
 from skipalign.evaluation.needle import by_length, evaluate_needle
-from skipalign.files import write_json
-from skipalign.study import environment, load_generator
+from skipalign.origin import sha256_of_files, write_result
+from skipalign.study import load_generator
 
 DENSE = Path(__file__).parents[1] / "recipes/bias-controls-tiny.yaml"
 WINDOW = 128
@@ -73,8 +73,14 @@ def main() -> None:
                 cells = {"method": method, "seed": int(folder.name[5:]), "scale": scale}
                 rows.append({**cells, "accuracy": at})
                 print(method, folder.name, scale, at, flush=True)
-    document = {"rows": rows, "prompts_a_cell": 40, "environment": environment()}
-    write_json(Path(__file__).parent / "results" / "temperature-tiny.json", document)
+    write_result(
+        Path(__file__).parent / "results" / "temperature-tiny.json",
+        {"rows": rows, "prompts_a_cell": 40},
+        seeds=[settings.seed, *(row["seed"] for row in rows)],
+        data=sha256_of_files([tiny.HAYSTACK]),
+        exact=("accuracy",),
+        measured=(),
+    )
 
 
 if __name__ == "__main__":

@@ -11,13 +11,11 @@ runs/NAME/METHOD/seed-N/    one training (runs/NAME itself where there is one on
 import hashlib
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from skipalign import coverage, report, tiny
 from skipalign import prepare as prepare_room
 from skipalign.adapters import Adapter
 from skipalign.card import write_card
-from skipalign.distribution import is_first, num_processes, on_first
+from skipalign.distribution import is_first, on_first
 from skipalign.encoding import DEFAULT_TEMPLATE
 from skipalign.errors import RunError
 from skipalign.evaluation.tasks import TASKS, task_of
@@ -36,6 +34,7 @@ from skipalign.files import defaults, read_json, write_json, write_text
 from skipalign.generation import Generator, TransformersGenerator
 from skipalign.key_bias import KeyBias
 from skipalign.model import load_model, load_tokenizer, save_model, weights_digest
+from skipalign.origin import origin
 from skipalign.packing import Packing
 from skipalign.positions import Strategy
 from skipalign.prepare import ExampleFile, Source
@@ -46,7 +45,6 @@ from skipalign.training import train as fine_tune
 from skipalign.training import training_arguments
 from skipalign.watching import Watching
 
-PACKAGES = ("skipalign", "torch", "transformers", "accelerate", "tokenizers", "numpy", "peft")
 SHARED_DATA = ("rejected.jsonl", "accounting.json")
 _SILENT = Silent()
 
@@ -172,30 +170,10 @@ def run(
 
 
 def begin(run_dir: Path, recipe_text: str, *, seeds: Sequence[int]) -> None:
-    """Write the resolved recipe and the environment into the run folder."""
+    """Write the resolved recipe, and what its figures come from, into the run folder."""
     write_text(run_dir / "recipe.yaml", recipe_text)
-    write_json(run_dir / "environment.json", {**environment(), "seeds": sorted(set(seeds))})
-
-
-def environment() -> dict[str, Any]:
-    """Return versions and machine: what a rerun needs besides the recipe."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "python": platform.python_version(),
-        "packages": versions,
-        "system": platform.platform(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "num_processes": num_processes(),
-        "gpus": devices,
-    }
+    found = origin(seeds=seeds, exact=("mean", "low", "high"), measured=("seconds",))
+    write_json(run_dir / "environment.json", found)
 
 
 def prepare(
