@@ -1,7 +1,8 @@
 """Write the tables of README and docs from results: python benchmarks/readme_tables.py [--check]
 
 A table stands between <!-- NAME results --> and <!-- /NAME results --> and is made from
-benchmarks/results/NAME.json, as `skipalign report RUN --json-out FILE` writes it.
+benchmarks/results/NAME.json, as `skipalign report RUN --json-out FILE` writes it. A part of it:
+<!-- NAME results of normal, pose at 128, 4096 -->, methods in that order.
 """
 
 import argparse
@@ -13,15 +14,27 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-BLOCK = re.compile(r"<!-- ([\w-]+) results -->\n.*?<!-- /\1 results -->", re.DOTALL)
+DOCUMENTS = (*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md")))
+BLOCK = re.compile(
+    r"<!-- (?P<name>[\w-]+) results(?: of (?P<methods>[\w, -]+?) at (?P<lengths>[\d, ]+))? -->\n"
+    r".*?<!-- /(?P=name) results -->",
+    re.DOTALL,
+)
 
 
-def table(document: Mapping[str, Any]) -> str:
-    """Return needle accuracy by method and context length, and perplexity where it is."""
+def table(
+    document: Mapping[str, Any], methods: Sequence[str] = (), lengths: Sequence[int] = ()
+) -> str:
+    """Return needle accuracy by method and context length, and perplexity where it is.
+
+    Args:
+        document: the results.
+        methods: those to show, in their order; () shows all.
+        lengths: those to show of the needle; () shows all.
+    """
     rows: Sequence[Mapping[str, Any]] = document["rows"]
     window = document["training_window"]
-    lengths = sorted({row["context_length"] for row in rows})
+    lengths = lengths or sorted({row["context_length"] for row in rows})
     cells = {(row["method"], row["context_length"]): row for row in rows}
     text = document["tasks"].get("perplexity", {"rows": []})["rows"]
     measured = {row["context_length"] for row in text}
@@ -30,7 +43,7 @@ def table(document: Mapping[str, Any]) -> str:
     heads = [f"{tokens:,} ({tokens / window:.0f} x)" for tokens in lengths]
     heads += [f"prose at {tokens:,}, nats" for tokens in ends]
     lines = [f"| method | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    for method in dict.fromkeys(row["method"] for row in rows):
+    for method in methods or dict.fromkeys(row["method"] for row in rows):
         shown = [cell(cells.get((method, tokens))) for tokens in lengths]
         shown += [cell(nats.get((method, tokens))) for tokens in ends]
         lines.append(f"| {method} | {' | '.join(shown)} |")
@@ -46,9 +59,12 @@ def filled(text: str) -> str:
     """Return a document with every table made anew."""
 
     def block(found: re.Match[str]) -> str:
-        name = found[1]
-        document = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        return f"<!-- {name} results -->\n{table(document)}\n<!-- /{name} results -->"
+        document = json.loads((RESULTS / f"{found['name']}.json").read_text(encoding="utf-8"))
+        methods = [each.strip() for each in (found["methods"] or "").split(",") if each.strip()]
+        lengths = [int(each) for each in (found["lengths"] or "").split(",") if each.strip()]
+        opening = found[0].partition("\n")[0]
+        made = table(document, methods, lengths)
+        return f"{opening}\n{made}\n<!-- /{found['name']} results -->"
 
     return BLOCK.sub(block, text)
 

@@ -19,7 +19,7 @@ SRC = ROOT / "src" / "skipalign"
 
 # Each room imports, at run time, only rooms before it. ARCHITECTURE.md holds the same list.
 ORDER_TEXT = """
-errors files progress
+errors files visible progress
 conversation tokens template encoding prepare
 laws positions key_bias coverage rope packing costs logit_scale
 visits batch bias_attention borders adapters model shapes probe checkpoints
@@ -36,11 +36,13 @@ evaluation.longbench_v2 evaluation.infinitebench evaluation.babilong evaluation.
 evaluation.ruler
 evaluation.short_check evaluation.lm_eval
 evaluation.tasks serving
-yaml_tree results scores figures provenance comparison ablation boards gate page report card
+yaml_tree results scores shades downloads figures provenance
+comparison ablation parts boards gate page markup report card
 tiny.corpus tiny.pretraining tiny.make watching origin study plan budget
 export integrations integrations.trl
-grid schema recipe sample terminal preview doctor
-commands commands.options commands.data commands.training commands.evaluation commands.machine cli
+grid schema recipe sample terminal preview doctor survey commented starter
+commands commands.options commands.data commands.training commands.evaluation commands.machine
+commands.starting cli
 """
 ORDER = ORDER_TEXT.split()
 LAST_WITHOUT_TORCH = "logit_scale"
@@ -382,7 +384,7 @@ def test_the_commands_of_the_readme_are_the_commands():
 def test_the_tables_of_the_readme_are_those_of_the_results():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in ("demo-tiny", "study-tiny"):
-        block = readme.partition(f"<!-- {name} results -->")[2]
+        block = readme.partition(f"<!-- {name} results")[2]
         block = block.partition(f"<!-- /{name} results -->")[0]
         assert {"normal", "skipalign"} <= set(re.findall(r"^\| ([\w-]+) \|", block, re.MULTILINE))
     run = subprocess.run(
