@@ -74,5 +74,10 @@ def test_losses_of_steps_to_be_done_again_are_dropped(tmp_path: Path):
         append_json_line(path, {"step": step, "loss": 1.0})
     keep_losses_until(path, checkpoint(tmp_path, 5))
     assert [line["step"] for line in read_json_lines(path)] == [1, 2, 3, 4, 5]
+    with path.open("a") as handle:
+        handle.write('{"step": 2, "lo')  # half a line, as a kill leaves it
+    keep_losses_until(path, checkpoint(tmp_path, 3))
+    assert [line["step"] for line in read_json_lines(path)] == [1, 2, 3]
+    assert {each.name for each in tmp_path.iterdir() if each.is_file()} == {"loss.jsonl"}
     keep_losses_until(path, None)
     assert not path.exists()

@@ -2,6 +2,9 @@
 
 import inspect
 
+import pytest
+import torch
+
 from skipalign import errors
 
 
@@ -11,3 +14,12 @@ def test_all_errors_are_skipalign_errors():
     assert all(issubclass(kind, errors.SkipalignError) for kind in found)
     assert issubclass(errors.RecipeError, ValueError)
     assert issubclass(errors.VisibilityError, RuntimeError)
+
+
+def test_a_lack_of_memory_is_told_from_other_faults():
+    with pytest.raises(RuntimeError) as on_cpu:
+        torch.empty(2**55)
+    short = (MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), on_cpu.value)
+    assert all(errors.is_out_of_memory(each) for each in short)
+    assert not errors.is_out_of_memory(RuntimeError("other"))
+    assert not errors.is_out_of_memory(OSError(28, "No space left on device"))

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from skipalign.errors import RunError
-from skipalign.files import append_json_line, read_json, read_json_lines, write_json
+from skipalign.files import keep_json_lines, read_json, write_json
 
 MANIFEST = "skipalign_checkpoint.json"
 _log = logging.getLogger(__name__)
@@ -92,7 +92,4 @@ def _fault(folder: Path) -> str | None:
 def keep_losses_until(path: Path, checkpoint: Path | None) -> None:
     """Drop the losses of steps that a resumed run will do again."""
     last_step = int(checkpoint.name[11:]) if checkpoint else 0
-    kept = [line for line in read_json_lines(path) if line["step"] <= last_step]
-    path.unlink(missing_ok=True)
-    for line in kept:
-        append_json_line(path, line)
+    keep_json_lines(path, lambda line: line["step"] <= last_step)

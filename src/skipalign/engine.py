@@ -25,6 +25,7 @@ from skipalign.checkpoints import Counts, seal
 from skipalign.chunked_loss import ChunkedHead, token_losses
 from skipalign.encoding import IGNORE_INDEX
 from skipalign.errors import RunError
+from skipalign.files import disk_faults_of
 from skipalign.visits import PackSampler, Visit, VisitSampler
 
 _SAMPLES_NAMED = 8
@@ -230,7 +231,11 @@ class SkipTrainer(Trainer):
             shutil.rmtree(self._aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         try:
-            super()._save_checkpoint(model, trial)
+            with disk_faults_of(root):
+                super()._save_checkpoint(model, trial)
+        except OSError:
+            shutil.rmtree(self._aside, ignore_errors=True)  # what is left of a full disk
+            raise
         finally:
             aside, self._aside = self._aside, None
         totals = self.totals()

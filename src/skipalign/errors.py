@@ -31,3 +31,13 @@ class RunError(SkipalignError, RuntimeError):
 
 class BackendError(SkipalignError, RuntimeError):
     """A server that does not answer, or answers that it will not."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell a lack of memory from other faults, whoever raises it.
+
+    torch has an error of its own on a GPU and a plain RuntimeError on a CPU; it is not imported
+    for this.
+    """
+    named = "OutOfMemoryError" in (kind.__name__ for kind in type(error).__mro__)
+    return named or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,8 +1,16 @@
-"""Write files so that a kill leaves the old one or the new one, never half of one."""
+"""Write files so that a kill leaves the old one or the new one, never half of one.
 
+And keep two processes from writing into one folder.
+"""
+
+import errno
 import json
+import logging
 import os
-from collections.abc import Generator
+import platform
+import re
+import sys
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -10,7 +18,90 @@ from typing import Any
 
 from skipalign.errors import RunError
 
+if sys.platform != "win32":
+    import fcntl
+
 SCHEMA_VERSION = 1
+LOCK = ".lock"
+_OS_ERROR = re.compile(r"os error (\d+)")  # as libraries in Rust say it: safetensors, tokenizers
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PROBE_BYTES = 2**18
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Generator[None]:
+    """Refuse to work in a folder in which another process works.
+
+    The system lets go of the lock when a process ends, however it ends.
+
+    Raises:
+        RunError: names that process.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            raise RunError(
+                f"{folder}: {holder} works in it; wait for its end, or give this one a folder of "
+                "its own (name=..., --runs-dir or --out)"
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            _log.warning("%s cannot be locked (%s): start no second run in it", folder, error)
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} of {platform.node()}")
+        handle.flush()
+        yield
+
+
+@contextmanager
+def named_by(path: str | Path) -> Generator[None]:
+    """Name the file where a full disk ends a write: the error of a handle has no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_WRITING or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+@contextmanager
+def disk_faults_of(folder: Path) -> Generator[None]:
+    """Raise the OSError that is behind the errors of libraries that write into `folder`.
+
+    safetensors and tokenizers tell its number in an error of their own. torch says that a position
+    in the file is not the one it expected: whether the disk is full, the disk is asked.
+    """
+    try:
+        with named_by(folder):
+            yield
+    except OSError:
+        raise
+    except Exception as error:
+        if (found := _OS_ERROR.search(str(error))) is not None:
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(folder)) from error
+        if folder.is_dir():
+            _write_some(folder)
+        raise
+
+
+def _write_some(folder: Path) -> None:
+    probe = folder / ".room"
+    with named_by(folder):
+        try:
+            with probe.open("wb") as handle:
+                handle.write(bytes(_PROBE_BYTES))
+                handle.flush()
+                os.fsync(handle.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -20,10 +111,11 @@ def written_aside(path: str | Path) -> Generator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        yield aside
-        with aside.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(aside, path)
+        with named_by(path):
+            yield aside
+            with aside.open("rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -66,7 +158,7 @@ def append_json_line(path: str | Path, value: dict[str, Any]) -> None:
     """Append one line of JSON; a kill can leave half a line, which readers pass over."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as handle:
+    with named_by(path), path.open("ab") as handle:
         handle.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
 
 
@@ -92,6 +184,15 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
     return [json.loads(line) for line in lines if line.strip()]
+
+
+def keep_json_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the other lines of what `append_json_line` wrote, in one step."""
+    kept = [line for line in read_json_lines(path) if keep(line)]
+    if kept:
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def defaults(settings: Any) -> dict[str, Any]:

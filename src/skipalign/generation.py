@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from skipalign.errors import ModelError
+from skipalign.errors import ModelError, is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -210,7 +210,9 @@ class TransformersGenerator:
                     *(input_ids[:, rest], mask, position_ids[:, rest], max_new_tokens, cache),
                     stop_ids=self.stop_ids,
                 )
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise self._too_long(len(ids)) from error
         assert logits is not None, "one token at least was asked for"
         return self._completion(new[0].tolist(), self.stop_ids), logits[0]
@@ -273,7 +275,9 @@ class TransformersGenerator:
         """Run one batch; None when it does not fit into memory but half of it may."""
         try:
             return run(batch)
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             if len(batch) == 1:
                 raise self._too_long(length) from error
         if torch.cuda.is_available():  # outside the handler: its traceback keeps the tensors alive

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from skipalign import adapters
 from skipalign.adapters import Adapter
 from skipalign.errors import ModelError
-from skipalign.files import write_text
+from skipalign.files import disk_faults_of, write_text
 from skipalign.rope import BATCH_DEPENDENT, NoExtension, RopeBase, RopeExtension
 
 # The first release that writes and reads `rope_parameters`.
@@ -209,12 +209,17 @@ def refuse_skips(config: Config, max_position: int, *, where: str) -> None:
             f"positions, from {counted:,} on (floor_scale), so a skipped row has another than the "
             f"long one - lower max_position to {counted:,}"
         )
-    if others := sorted(set(getattr(config, "layer_types", None) or ()) - set(ATTENDING)):
+    if others := stateful_layers(config):
         raise ModelError(
             f"{where}: layers of kind {', '.join(others)} do not attend by position alone: a "
             "state or convolution passes over no gap, so a skipped row is not to them what the "
             "long one is - choose a model with attention in all layers"
         )
+
+
+def stateful_layers(config: Config) -> list[str]:
+    """Return the kinds of layers that carry a state or convolution along the row."""
+    return sorted(set(getattr(config, "layer_types", None) or ()) - set(ATTENDING))
 
 
 def sliding_window(config: Config) -> int | None:
@@ -249,12 +254,13 @@ def save_model(
         folder: where to.
         weights: of a model that holds only shards of them; None are its own.
     """
-    if adapters.is_attached(model):
-        adapters.save(model, folder, weights)
-        model.config.save_pretrained(folder)
-    else:
-        model.save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
+    with disk_faults_of(folder):
+        if adapters.is_attached(model):
+            adapters.save(model, folder, weights)
+            model.config.save_pretrained(folder)
+        else:
+            model.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("quantization_config", None)  # of a base in 4 bits, which the adapter does not need

@@ -60,6 +60,7 @@ def prepare(
     out: str | Path,
     *,
     template_kwargs: Mapping[str, Any] | None = None,
+    trained_on: Mapping[str, Any] | None = None,
     progress: Progress = _SILENT,
 ) -> dict[str, Any]:
     """Read and encode all sources into `out`, unless it holds the same data already.
@@ -67,13 +68,22 @@ def prepare(
     Memory holds a few rows at a time. What a data set id of the hub holds is not part of the
     fingerprint: delete `out/data` to read it again.
 
+    Args:
+        sources: the conversations.
+        tokenizer: of the base.
+        out: the folder.
+        template_kwargs: what the chat template takes.
+        trained_on: what `digests_of` returned of data that a training in `out` has read.
+        progress: where to report.
+
     Returns:
         The accounting: {schema_version, sources: {name: {rows_read, used, rejected: {reason: n},
         dropped: {reason: n}, notes: {note: n}, examples, tokens, trained_tokens, longest}}, total}.
         trained_tokens are those that the loss reads; a sample's first token is never one.
 
     Raises:
-        DataError: a source cannot be read, or none of its rows can be used; no example at all.
+        DataError: a source cannot be read, changes while it is read, or is not what a training has
+            begun with; none of its rows can be used; no example at all.
         ModelError: the tokenizer cannot be used.
         RecipeError: a setting cannot be used, or two sources have one name.
     """
@@ -84,6 +94,7 @@ def prepare(
         for limit in {source.max_tokens for source in sources}
     }
     files = {source.name: _files(source.path) for source in sources}
+    require_same_files({name: each.digests for name, each in files.items()}, trained_on, out)
     manifest = _manifest(sources, files, tokenizer, encoders[sources[0].max_tokens])
     manifest["template_kwargs"] = dict(template_kwargs or {})
     manifest["fingerprint"] = _digest(manifest)
@@ -92,6 +103,8 @@ def prepare(
     _clear(out)
     work = [(source, encoders[source.max_tokens], files[source.name]) for source in sources]
     accounting = _make(work, out, progress)
+    for source in sources:
+        _require_unchanged(source, files[source.name])
     counts = {key: accounting["total"][key] for key in ("examples", "tokens")}
     size = _examples_path(out / "data").stat().st_size
     shown = {source.name: source.path for source in sources}
@@ -416,13 +429,14 @@ class _Files:
 
     digests: tuple[tuple[str, str], ...]
     num_rows: int | None
+    stamps: tuple[tuple[str, int, int], ...] = ()
 
 
 def _files(path: str) -> _Files:
     local = Path(path).expanduser()
     if not local.exists():
         return _Files(((path, "data set"),), None)
-    found = [file for file in local.iterdir() if file.is_file()] if local.is_dir() else [local]
+    stamps, found = _stamps(path), _listed(local)
     digests: list[tuple[str, str]] = []
     lines = 0
     for file in sorted(found):
@@ -435,7 +449,57 @@ def _files(path: str) -> _Files:
         name = file.name if local.is_dir() else file.suffix
         digests.append((name, digest.hexdigest()))
     by_line = all(file.suffix in (".jsonl", ".ndjson") for file in found)
-    return _Files(tuple(digests), max(lines, 1) if by_line else None)
+    return _Files(tuple(digests), max(lines, 1) if by_line else None, stamps)
+
+
+def _listed(local: Path) -> list[Path]:
+    return [file for file in local.iterdir() if file.is_file()] if local.is_dir() else [local]
+
+
+def _stamps(path: str) -> tuple[tuple[str, int, int], ...]:
+    """Return name, size and time of change of each file of a path."""
+    found = sorted(_listed(Path(path).expanduser()))
+    return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in found)
+
+
+def _require_unchanged(source: Source, files: _Files) -> None:
+    if files.stamps and _stamps(source.path) != files.stamps:
+        raise DataError(
+            f"{source.path}: changed while it was read; a file that stands still is required - "
+            "start again when it is written"
+        )
+
+
+def digests_of(data_dir: str | Path) -> dict[str, Any]:
+    """Return the digests of the files that prepared data was read from, by source.
+
+    Raises:
+        RunError: the folder holds no whole data.
+    """
+    manifest = read_json(Path(data_dir) / "manifest.json")
+    return {source["name"]: source["files"] for source in manifest["sources"]}
+
+
+def require_same_files(
+    found: Mapping[str, Any], trained_on: Mapping[str, Any] | None, out: Path
+) -> None:
+    """Refuse files that are not those a training has begun with, before its data is touched.
+
+    Args:
+        found: digests by source.
+        trained_on: those of the training in `out`, None where nothing is trained yet.
+        out: its folder.
+
+    Raises:
+        DataError: names the sources that changed.
+    """
+    plain = json.loads(json.dumps(found))
+    changed = [name for name, digests in (trained_on or {}).items() if plain.get(name) != digests]
+    if changed:
+        raise DataError(
+            f"{out}: its training began with other data ({', '.join(changed)} changed since); put "
+            "the old files back, or give this one a folder of its own (name=...)"
+        )
 
 
 def _manifest(

@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,14 +31,14 @@ from skipalign.distribution import is_first, on_first
 from skipalign.encoding import DEFAULT_TEMPLATE
 from skipalign.errors import RunError
 from skipalign.evaluation.tasks import TASKS, task_of
-from skipalign.files import defaults, read_json, write_json, write_text
+from skipalign.files import alone_in, defaults, read_json, write_json, write_text
 from skipalign.generation import Generator, TransformersGenerator
 from skipalign.key_bias import KeyBias
 from skipalign.model import load_model, load_tokenizer, save_model, weights_digest
 from skipalign.origin import origin
 from skipalign.packing import Packing
 from skipalign.positions import Strategy
-from skipalign.prepare import ExampleFile, Source
+from skipalign.prepare import ExampleFile, Source, digests_of, require_same_files
 from skipalign.progress import Labelled, Progress, Silent
 from skipalign.rope import RopeExtension
 from skipalign.tiny import make
@@ -194,21 +195,29 @@ def prepare(
         asked = training.settings()
         kept = [tokenizer_path, training.base.revision, asked["sources"], asked["template_kwargs"]]
         key = json.dumps(kept, default=str)
-        if key in made:
-            _link_data(made[key], out)
-            continue
-        started = time.monotonic()
-        tokenizer = load_tokenizer(tokenizer_path, revision=training.base.revision)
-        accounting = prepare_room.prepare(
-            [replace(each, path=make.conversations(each.path)) for each in training.sources],
-            tokenizer,
-            out,
-            template_kwargs=training.template_kwargs,
-            progress=progress,
-        )
-        made[key] = out
-        _note_seconds(out, "prepare", time.monotonic() - started)
+        with alone_in(out):
+            if key in made:
+                _link_data(made[key], out)
+                continue
+            started = time.monotonic()
+            tokenizer = load_tokenizer(tokenizer_path, revision=training.base.revision)
+            accounting = prepare_room.prepare(
+                [replace(each, path=make.conversations(each.path)) for each in training.sources],
+                tokenizer,
+                out,
+                template_kwargs=training.template_kwargs,
+                trained_on=_trained_on(out),
+                progress=progress,
+            )
+            made[key] = out
+            _note_seconds(out, "prepare", time.monotonic() - started)
     return accounting
+
+
+def _trained_on(out: Path) -> dict[str, Any] | None:
+    """Return the digests of the data that a folder's training has begun with, None if none has."""
+    path = out / "settings.json"
+    return read_json(path).get("data") if _holds_work(out) and path.exists() else None
 
 
 def _link_data(made: Path, out: Path) -> None:
@@ -216,6 +225,7 @@ def _link_data(made: Path, out: Path) -> None:
     theirs, ours = made / "data/manifest.json", out / "data/manifest.json"
     if ours.exists() and ours.read_bytes() == theirs.read_bytes():
         return
+    require_same_files(digests_of(made / "data"), _trained_on(out), out)
     shutil.rmtree(out / "data", ignore_errors=True)
     (out / "data").mkdir(parents=True)
     files = [path for path in (made / "data").iterdir() if path.name != "manifest.json"]
@@ -249,6 +259,14 @@ def train(
         RunError: the folder holds a training of other settings or from other weights.
     """
     out = run_dir / training.directory
+    with ExitStack() as held:
+        on_first(lambda: held.enter_context(alone_in(out)))
+        return _train_alone(training, out, progress, order, coverage_range)
+
+
+def _train_alone(
+    training: Training, out: Path, progress: Progress, order: int, coverage_range: int | None
+) -> dict[str, Any]:
     if (done := on_first(partial(_finished, training, out))) is not None:
         return done
     base, base_digest = on_first(partial(_begun, training, out, progress))
@@ -269,6 +287,7 @@ def train(
         tokenizer.chat_template = DEFAULT_TEMPLATE
     document = {**training.settings(), "base_digest": base_digest, "order": order}
     if training.train:
+        document["data_sha256"] = _data_sha256(training, out)
         document |= _fit(training, model, tokenizer, out, progress)
     if is_first():
         if training.train:
@@ -380,6 +399,8 @@ def _claim(training: Training, out: Path, base: str) -> str | None:
     text = json.dumps(settings, sort_keys=True, default=str)
     digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     claimed = {"digest": digest, "base_digest": base_digest, **settings}
+    if training.train:
+        claimed["data"] = digests_of(out / "data")
     write_json(out / "settings.json", claimed)
     return base_digest
 
@@ -411,6 +432,15 @@ def _write_coverage(training: Training, out: Path, reach: int) -> None:
     write_json(out / "coverage.json", measured)
 
 
+def _data_sha256(training: Training, out: Path) -> dict[str, dict[str, str]]:
+    """Return the sha256 of each file of each source, as it was when its rows were read."""
+    lone = {source.name: Path(source.path).name for source in training.sources}
+    return {
+        name: {file if len(files) > 1 else lone[name]: digest for file, digest in files}
+        for name, files in digests_of(out / "data").items()
+    }
+
+
 def _accounting(out: Path) -> dict[str, Any] | None:
     path = out / "accounting.json"
     return read_json(path) if path.exists() else None
@@ -426,12 +456,14 @@ def evaluate(training: Training, run_dir: Path, progress: Progress = _SILENT) ->
     }
     if not todo:
         return
-    generator, tokenizer = load_generator(out / "model")
-    for name, settings in todo.items():
-        started = time.monotonic()
-        folder = (out / TASKS[name].document).parent
-        TASKS[name].evaluate(generator, tokenizer, settings, folder, progress)
-        _note_seconds(out, name, time.monotonic() - started)
+    with alone_in(out):
+        generator, tokenizer = load_generator(out / "model")
+        for name, settings in todo.items():
+            started = time.monotonic()
+            folder = (out / TASKS[name].document).parent
+            with alone_in(folder):
+                TASKS[name].evaluate(generator, tokenizer, settings, folder, progress)
+            _note_seconds(out, name, time.monotonic() - started)
 
 
 def _answered(path: Path, settings: Any) -> bool:
@@ -475,9 +507,10 @@ def evaluate_generator(
         backend: what it is, for TASK.json.
     """
     task = task_of(settings)
-    document = task.evaluate(generator, tokenizer, settings, out, progress)
-    document |= {"backend": dict(backend)}
-    write_json(out / f"{task.name}.json", document)
+    with alone_in(out):
+        document = task.evaluate(generator, tokenizer, settings, out, progress)
+        document |= {"backend": dict(backend)}
+        write_json(out / f"{task.name}.json", document)
     return document
 
 

@@ -42,7 +42,7 @@ from skipalign.distribution import (
     whole_weights,
 )
 from skipalign.engine import Named, SkipTrainer
-from skipalign.errors import ModelError, RecipeError, RunError, VisibilityError
+from skipalign.errors import ModelError, RecipeError, RunError, VisibilityError, is_out_of_memory
 from skipalign.files import append_json_line, write_json
 from skipalign.key_bias import KeyBias
 from skipalign.logit_scale import check_logit_scale, scaled_logits
@@ -82,7 +82,6 @@ DEFAULTS: dict[str, Any] = {
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
 _APART = ("loss_natural", "loss_skipped")
-_CPU_MEMORY = "DefaultCPUAllocator"  # on a CPU, what cannot be had is a plain RuntimeError
 # Those that take a 4-D float mask, in which a key bias and the borders of packs travel.
 MASK_IMPLEMENTATIONS = ("eager", "sdpa")
 
@@ -321,8 +320,8 @@ def _told_with_the_cure(engine: SkipTrainer, out: Path) -> Generator[None]:
         yield
     except RunError as error:
         raise RunError(f"{out}: {error}; {_kept(engine)}") from None
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and _CPU_MEMORY not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         args, rows = engine.args, " x ".join(f"{each:,}" for each in engine.row_shape)
         raise RunError(
@@ -397,6 +396,12 @@ def _refuse_mask(model: Any, longest: int, asked: str, without: str) -> None:
             f"{asked} with attn_implementation {implementation!r}: it travels in a 4-D float "
             "mask or in keys and borders, which are not known to reach this implementation - use "
             f"{', '.join((*MASK_IMPLEMENTATIONS, *FLASH, FLEX))}, or {without}"
+        )
+    if others := stateful_layers(model.config):
+        raise VisibilityError(
+            f"{asked} with layers of kind {', '.join(others)}: a state or convolution runs along "
+            f"the row and knows of neither biases nor borders - use {without}, or a model with "
+            "attention in all layers"
         )
     window = sliding_window(model.config)
     # Flash attention keeps the window of a layer by itself, inside the borders it is given.

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from skipalign.engine import SkipTrainer
 from skipalign.errors import RecipeError
 from skipalign.evaluation.tasks import TASKS
-from skipalign.files import append_json_line, read_json_lines
+from skipalign.files import append_json_line, keep_json_lines
 from skipalign.generation import TransformersGenerator
 
 LINES = "watch.jsonl"
@@ -59,11 +59,7 @@ class Watching(TrainerCallback):
         """Drop the scores of steps that a resumed run will do again."""
         if not self.engine.is_world_process_zero():
             return
-        path = self.out / LINES
-        kept = [line for line in read_json_lines(path) if line["step"] <= state.global_step]
-        path.unlink(missing_ok=True)
-        for line in kept:
-            append_json_line(path, line)
+        keep_json_lines(self.out / LINES, lambda line: line["step"] <= state.global_step)
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skipalign.errors import RunError
-from skipalign.files import whole_lines, write_text
+from skipalign.files import named_by, whole_lines, write_text
 
 
 class TrialLog:
@@ -46,7 +46,7 @@ class TrialLog:
 
     def append(self, trials: Sequence[dict[str, Any]]) -> None:
         """Keep trials; a kill of this process from here on does not lose them."""
-        with self.path.open("a", encoding="utf-8") as handle:
+        with named_by(self.path), self.path.open("a", encoding="utf-8") as handle:
             handle.writelines(json.dumps(trial, ensure_ascii=False) + "\n" for trial in trials)
         self._take(trials)
 
