@@ -397,12 +397,6 @@ def _refuse_mask(model: Any, longest: int, asked: str, without: str) -> None:
             "mask or in keys and borders, which are not known to reach this implementation - use "
             f"{', '.join((*MASK_IMPLEMENTATIONS, *FLASH, FLEX))}, or {without}"
         )
-    if others := stateful_layers(model.config):
-        raise VisibilityError(
-            f"{asked} with layers of kind {', '.join(others)}: a state or convolution runs along "
-            f"the row and knows of neither biases nor borders - use {without}, or a model with "
-            "attention in all layers"
-        )
     window = sliding_window(model.config)
     # Flash attention keeps the window of a layer by itself, inside the borders it is given.
     if window is not None and window < longest and implementation not in FLASH:
