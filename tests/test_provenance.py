@@ -13,6 +13,7 @@ from skipalign.provenance import (
     duration,
     flatten,
     is_trained,
+    origin_of,
     probes,
     settings,
     signed,
@@ -22,6 +23,22 @@ from skipalign.results import group, read_run
 
 def groups_of(folder):
     return group([read_run(folder)])
+
+
+def test_figures_come_from_the_environment_and_from_files_told_by_their_digests(tmp_path):
+    extra = {"data_sha256": {"chats": {"chats.jsonl": "ab"}, "prose": {"a.txt": "cd"}}}
+    make_run(tmp_path, methods=("normal",), seeds=(0,))
+    make_training(tmp_path / "normal/seed-0", "normal", 0, base_digest="ef", **extra)
+    found = origin_of(read_run(tmp_path))
+    assert found["data"] == {"chats/chats.jsonl": "ab", "prose/a.txt": "cd"}
+    assert list(found["bases"].values()) == ["ef"]
+    assert found["packages"]["torch"] == "2.13.0+cpu"
+
+
+def test_what_a_folder_of_an_earlier_version_does_not_say_is_said_to_be_unknown(run):
+    found = origin_of(read_run(run))
+    untold = [key for key, value in found.items() if value == "not recorded"]
+    assert untold == ["commit", "command", "cpu", "data", "exact"]
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from skipalign.provenance import (
     flatten,
     is_packed_as_one,
     is_trained,
+    origin_of,
     probes,
     settings,
 )
@@ -68,7 +69,7 @@ def page(runs: Sequence[Run]) -> dict[str, Any]:
         "accounts": accounts(groups),
         **probes(groups),
         "environments": [
-            {"name": str(run.folder), "rows": flatten(run.environment or {})} for run in runs
+            {"name": str(run.folder), "rows": flatten(origin_of(run))} for run in runs
         ],
         "commands": _commands(runs),
         "recipes": [

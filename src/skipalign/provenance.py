@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from skipalign.evaluation.tasks import TASKS
-from skipalign.results import Group, Training
+from skipalign.results import Group, Run, Training
 from skipalign.scores import side
 
 COUNTS = ("steps", "tokens", "trained_tokens", "max_row_tokens")
@@ -18,6 +18,7 @@ COVERAGE = ("covered_fraction", "uniform_distance", "mean_run")
 # What a training.json says about what happened, not about what was asked for.
 OUTCOMES = {
     *("schema_version", "method", "seed", "order", "seconds", "interrupted", "num_sequences"),
+    "data_sha256",
     *COUNTS,
 }
 ACCOUNT_HEAD = (
@@ -28,8 +29,33 @@ STAGES = ("prepare", "train", *TASKS)
 # Settings of more methods than these are listed by method, of fewer they stand side by side.
 SIDE_BY_SIDE = 6
 ABSENT = "–"
+# What folders of earlier versions do not say.
+UNTOLD = dict.fromkeys(("commit", "command", "cpu", "data", "exact"), "not recorded")
 # Beside a difference whose interval lies above or below 0.
 MARKS = {1: "▲", -1: "▼", 0: ""}
+
+
+def origin_of(run: Run) -> dict[str, Any]:
+    """Return what a run's figures come from: its environment.json, and the digests of its files.
+
+    `data` is the sha256 of each file that was trained on, by source and file; `bases` the digest
+    of the weights that were trained.
+    """
+    documents = [each.documents.get("training", {}) for each in run.trainings]
+    data = {
+        f"{source}/{file}": digest
+        for document in documents
+        for source, files in (document.get("data_sha256") or {}).items()
+        for file, digest in files.items()
+    }
+    bases = {
+        str(document["base"]["path"]): document["base_digest"]
+        for document in documents
+        if document.get("base_digest")
+    }
+    told = {key: each for key, each in (run.environment or {}).items() if key != "schema_version"}
+    found = {**UNTOLD, **told, "bases": bases}
+    return {**found, "data": data} if data else found
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

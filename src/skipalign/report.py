@@ -23,7 +23,7 @@ from skipalign.evaluation.tasks import TASKS
 from skipalign.files import write_json, write_text
 from skipalign.gate import gate_of, judged
 from skipalign.page import page
-from skipalign.provenance import costs, coverages
+from skipalign.provenance import costs, coverages, origin_of
 from skipalign.results import (
     TOKENS_OF_TASK,
     Group,
@@ -220,7 +220,7 @@ def study_document(run_dirs: Sequence[str | Path]) -> dict[str, Any]:
     told = {task: block for task, block in blocks.items() if block is not None}
     needle = tables.pop("needle", {"rows": [], "paired": []})
     short = {row["method"]: row for row in at_window(needle["rows"], window)}
-    environments = [_plain(run.environment) for run in runs]
+    origins = [origin_of(run) for run in runs]
     return {
         "rows": needle["rows"],
         "paired": needle["paired"],
@@ -236,7 +236,7 @@ def study_document(run_dirs: Sequence[str | Path]) -> dict[str, Any]:
             **{task: {"digest": one.digest, **one.settings} for task, one in measured.items()},
             **{task: dict(block.settings) for task, block in told.items()},
         },
-        "environment": _of_runs(runs, environments),
+        "environment": _of_runs(runs, origins),
     }
 
 
@@ -249,10 +249,6 @@ def _of_runs(runs: Sequence[Run], values: Sequence[Any]) -> Any:
 def _gate(run: Run) -> dict[str, Any] | None:
     gate = gate_of(run)
     return {**asdict(gate), "verdicts": judged(run, gate)} if gate else None
-
-
-def _plain(document: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {key: value for key, value in (document or {}).items() if key != "schema_version"}
 
 
 def write_study_document(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
