@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from made_runs import write_json
-from skipalign.boards import boards, drawn, only_block, over_seeds, rows
+from skipalign.boards import boards, drawn, only_block, rows
 from skipalign.errors import RunError
 from skipalign.evaluation.longbench_score import CATEGORIES, TASKS, score_folder, summary
 from skipalign.evaluation.longbench_table import reference
@@ -124,21 +124,6 @@ def test_methods_with_other_tasks_share_a_table_in_the_order_of_the_benchmark(tm
     names = [name for _, name in lines(block)]
     assert names[:3] == ["qasper", "vcsum", "lcc"]
     assert [bool(cell) for cell in lines(block)["Summarisation", "vcsum"]["cells"]] == [True, False]
-
-
-def test_seeds_are_averaged_and_samples_in_common_do_not_narrow_the_interval():
-    one = {"score": 50.0, "n": 9, "low": 48.0, "high": 52.0}
-    assert over_seeds([one]) == {**one, "num_seeds": 1}
-    same = over_seeds([one] * 4)
-    assert (same["low"], same["high"]) == (pytest.approx(48.0), pytest.approx(52.0))
-    other = {**one, "score": 54.0, "low": 52.0, "high": 56.0}
-    both = over_seeds([one, other])
-    assert both["score"] == 52.0
-    # Errors: 2 / 1.96 of the samples, and sqrt(4 / 2) of the mean over two seeds.
-    reach = 1.959964 * ((2 / 1.959964) ** 2 + 2.0) ** 0.5
-    assert both["high"] - both["score"] == pytest.approx(reach)
-    bare = over_seeds([{**one, "low": None, "high": None}] * 2)
-    assert (bare["low"], bare["high"]) == (None, None)
 
 
 def test_other_benchmarks_have_their_parts(tmp_path):

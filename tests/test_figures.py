@@ -1,9 +1,6 @@
 """figures.py: where things are drawn, and colours that can be read."""
 
-import csv
-import io
 import itertools
-from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
@@ -97,7 +94,8 @@ def test_many_lines_hide_their_intervals_and_too_many_their_names():
     assert plot.many
     assert plot.lines[2].spoken == "m2: 1.00 at 128, 0.50 at 1,024"
     crowd = drawn(figures.MOST_LABELS + 1)
-    assert {line.label for line in crowd.lines} == {""}
+    assert (plot.crowded, crowd.crowded) == (False, True)
+    assert all(line.label_y == line.end[1] for line in crowd.lines), "no name is moved for another"
     assert crowd.height == drawn(figures.MOST_LABELS).height
     assert {line.name for line in crowd.lines} == {f"m{n}" for n in range(figures.MOST_LABELS + 1)}
 
@@ -191,34 +189,3 @@ def test_long_curves_are_thinned_to_means():
     assert len(found) == figures.MAX_POINTS
     assert all(0.4 < y < 0.6 for _, y in found)
     assert figures.thinned(points[:5]) == points[:5]
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_shades_can_be_read_and_told_apart_by_lightness_alone(theme):
-    found = figures.shades(theme)
-    lightness = []
-    for _, background, text in found:
-        colours = [tuple(bytes.fromhex(each[1:])) for each in (background, text)]
-        assert figures.contrast(*colours) >= 4.5
-        lightness.append(figures.contrast(colours[0], (0, 0, 0)))
-    assert lightness == sorted(lightness, reverse=theme == "light")
-    assert len(set(lightness)) == len(lightness)
-
-
-def test_contrast_of_black_and_white_is_21():
-    assert figures.contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
-
-
-def test_shade_of_a_share():
-    assert [figures.shade(value) for value in (-1, 0, 0.5, 1, 2)] == [0, 0, 25, 50, 50]
-
-
-def test_csv_link_holds_the_rows_and_no_formula():
-    rows = [{"method": '=cmd|"x",\n', "mean": 1 / 3, "n": 4}, {"method": "é", "mean": 1.0, "n": 5}]
-    link = figures.csv_link(rows)
-    head, _, body = link.partition(",")
-    assert head == "data:text/csv;charset=utf-8"
-    found = list(csv.DictReader(io.StringIO(unquote(body), newline="")))
-    assert [row["method"] for row in found] == ["'" + rows[0]["method"], "é"]
-    assert [row["mean"] for row in found] == ["0.333333", "1"]
-    assert figures.csv_link([]) == ""

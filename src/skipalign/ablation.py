@@ -11,6 +11,7 @@ from typing import Any
 
 from skipalign import figures
 from skipalign.comparison import map_cell, multiple
+from skipalign.downloads import csv_link
 from skipalign.provenance import OUTCOMES
 from skipalign.results import Cell, Group, pooled
 from skipalign.scores import Section, score, whole
@@ -109,7 +110,7 @@ def drawn(found: Ablation, section: Section, window: int | None) -> dict[str, An
         "num_methods": len(found.methods),
         "shared": found.fields == (SHARE, RANGE) and 0 in found.values(0),
         "lengths": lengths,
-        "csv": figures.csv_link(data),
+        "csv": csv_link(data),
     }
 
 

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skipalign import figures
+from skipalign.downloads import csv_link
 from skipalign.evaluation.tasks import TASKS
 from skipalign.provenance import MARKS, flatten, signed
 from skipalign.results import TOKENS_OF_TASK, Group
 from skipalign.scores import Section, grid, paired, rows, side
+from skipalign.shades import shade
 
 # Columns of a heat map that stands beside others, and beside one other.
 THREE_ABREAST, TWO_ABREAST = 8, 16
@@ -76,7 +78,7 @@ def block(
         "nested": bool(section.settings.get("nested")),
         "table": _score_table(section.task, found, columns),
         "rows": found,
-        "csv": figures.csv_link(found),
+        "csv": csv_link(found),
         **_plots(section.task, found, series, window, against),
         **_differences(section, columns, against),
     }
@@ -198,7 +200,7 @@ def _differences(
         "differences": _table(title + found[0]["against"], found, columns, how) if found else None,
         "num_differences": len(found),
         "num_by_chance": max(1, round(len(found) / 20)),
-        "differences_csv": figures.csv_link(found),
+        "differences_csv": csv_link(found),
         "unpaired": ", ".join(name for name in names if name not in compared) if found else "",
     }
 
@@ -308,7 +310,7 @@ def maps(section: Section, columns: Sequence[int], window: int | None) -> dict[s
         "small_maps": small,
         "map_note": note if small else "",
         "widest": len(columns) > TWO_ABREAST,
-        "maps_csv": figures.csv_link(cells),
+        "maps_csv": csv_link(cells),
         "paper_maps": shown_first,
         "maps": rest,
     }
@@ -375,7 +377,7 @@ def map_cell(
     text = f"{score['mean']:.2f}"
     return {
         "text": (text.removeprefix("0") if text != "1.00" else "1") if small else text,
-        "shade": figures.shade(score["mean"]),
+        "shade": shade(score["mean"]),
         "past": past,
         "label": f"{where}: {score['mean']:.2f}, interval {interval}, "
         f"{score['num_trials']:,} trials",

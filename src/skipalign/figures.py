@@ -4,25 +4,20 @@ A `Plot` is laid out in units of an SVG view box; the page scales it. Nothing he
 nothing here can forget to escape.
 """
 
-import csv
-import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 LABEL_GAP = 14.0
 CHARACTER = 6.3  # mean width of a label's character at the plots' 12 units of type
-NUM_STEPS = 50  # shades of the heat map
 PANEL = (200.0, 132.0)  # size of one of many small plots
 MAX_POINTS = 240  # of a loss curve; more are averaged in groups
 LONGEST_LABEL = 18
-MOST_LABELS = 32  # lines of one plot that are named at their ends; of more, none is
+MOST_LABELS = 32  # lines of one plot whose names have room; of more, none is shown
 MANY = 6  # more lines than these, and only the one that is pointed at shows its interval
 
 
@@ -103,6 +98,11 @@ class Plot:
         """Whether there are too many lines for every one to show its interval."""
         return len(self.lines) > MANY
 
+    @property
+    def crowded(self) -> bool:
+        """Whether the names of the lines, where they stand, would cover each other."""
+        return len(self.lines) > MOST_LABELS
+
 
 # ---------------------------------------------------------------------------------------- axes
 
@@ -169,19 +169,17 @@ def curves(
     series: Sequence[Series],
     *,
     marks: Sequence[tuple[float, str]] = (),
-    size: tuple[float, float] = (440, 270),
+    size: tuple[float, float] = (400, 270),
     csv_text: str = "",
 ) -> Plot:
     """Lay out lines with their intervals, each named at its end; `marks` are upright lines."""
     labels = _labels([each.name for each in series])
-    if len(series) > MOST_LABELS:
-        labels = [""] * len(series)
     width, height = size[0], max(size[1], LABEL_GAP * min(len(series), MOST_LABELS) + 70)
     right = width - 20 - CHARACTER * max(map(len, labels), default=0)
     frame = _Frame(46, right, 24 if marks else 12, height - 42, *axes)
     drawn = [(label, each) for label, each in zip(labels, series, strict=True) if each.points]
     ends = [frame.y(each.points[-1][1]) for _, each in drawn]
-    gap = LABEL_GAP if any(labels) else 0.0
+    gap = LABEL_GAP if len(series) <= MOST_LABELS else 0.0
     places = spread(ends, gap, frame.top, frame.bottom)
     lines = tuple(
         _line(frame, label, each, place) for (label, each), place in zip(drawn, places, strict=True)
@@ -221,7 +219,7 @@ def _panel_frame(axes: tuple[Axis, Axis]) -> "_Frame":
     named = tuple((value, text) for value, text in up.ticks[:: max(1, (len(up.ticks) - 1) // 2)])
     short = tuple((value, short_tokens(round(value))) for value, _ in across.ticks)
     return _Frame(
-        *(30, PANEL[0] - 8, 8, PANEL[1] - 22),
+        *(34, PANEL[0] - 8, 8, PANEL[1] - 22),
         Axis("", across.low, across.high, short, across.log),
         Axis("", up.low, up.high, named, up.log),
     )
@@ -387,77 +385,3 @@ def _labels(names: Sequence[str]) -> list[str]:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
-
-
-# ------------------------------------------------------------------------------ shades and csv
-
-# From paper to ink: one hue, lightness alone carries the value, so it survives colour blindness
-# and a black-and-white print. (0, 1/2, 1) of each theme, as sRGB.
-RAMPS = {
-    "light": ((247, 243, 234), (120, 170, 190), (9, 58, 84)),
-    "dark": ((30, 33, 36), (46, 106, 128), (166, 219, 236)),
-}
-
-
-def shade(value: float) -> int:
-    """Return which of the shades 0 to NUM_STEPS a share in [0, 1] has."""
-    return round(min(max(value, 0.0), 1.0) * NUM_STEPS)
-
-
-def shades(theme: str) -> list[tuple[int, str, str]]:
-    """Return (step, background, text colour) of every shade; the text keeps a contrast of 4.5."""
-    found: list[tuple[int, str, str]] = []
-    for step in range(NUM_STEPS + 1):
-        colour = _mixed(RAMPS[theme], step / NUM_STEPS)
-        dark, light = (0, 0, 0), (255, 255, 255)
-        text = dark if contrast(colour, dark) >= contrast(colour, light) else light
-        found.append((step, _hexed(colour), _hexed(text)))
-    return found
-
-
-def contrast(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
-    """Return the contrast ratio of two colours, 1 to 21. Source: WCAG 2.2."""
-    high, low = sorted((_luminance(one), _luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-def _luminance(colour: tuple[int, int, int]) -> float:
-    linear = [
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
-        for part in (channel / 255 for channel in colour)
-    ]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def _mixed(ramp: Sequence[tuple[int, int, int]], share: float) -> tuple[int, int, int]:
-    first, second = (ramp[0], ramp[1]) if share < 0.5 else (ramp[1], ramp[2])
-    part = share * 2 if share < 0.5 else share * 2 - 1
-    red, green, blue = (
-        round(start + (stop - start) * part) for start, stop in zip(first, second, strict=True)
-    )
-    return red, green, blue
-
-
-def _hexed(colour: tuple[int, int, int]) -> str:
-    return "#" + "".join(f"{channel:02x}" for channel in colour)
-
-
-def csv_link(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as a data: link to a csv file; '' for none.
-
-    A text that a spreadsheet would take for a formula gets an apostrophe in front.
-    """
-    if not rows:
-        return ""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: _harmless(value) for key, value in row.items()})
-    return "data:text/csv;charset=utf-8," + quote(file.getvalue(), safe=",:;/[]")
-
-
-def _harmless(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value
-    return f"{value:.6g}" if isinstance(value, float) else value

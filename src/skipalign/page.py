@@ -12,6 +12,7 @@ from skipalign.ablation import ablations, drawn
 from skipalign.boards import boards
 from skipalign.comparison import CAPTIONS, LEADS, TITLES, block, span
 from skipalign.coverage import density
+from skipalign.downloads import csv_link
 from skipalign.gate import gates
 from skipalign.provenance import (
     ABSENT,
@@ -29,6 +30,7 @@ from skipalign.results import DOCUMENTS, TOKENS_OF_TASK, Group, Run, group, trai
 from skipalign.scores import at_window, reference, sections
 
 LONGEST_LIST = 400  # characters of the methods' names in the summary
+TALL = 40  # rows of a table that scrolls below its head
 # What is made by training alone: a base that is only extended has none of it.
 OF_TRAINING = ("accounting", "probe", "coverage", "loss")
 
@@ -47,9 +49,13 @@ def page(runs: Sequence[Run]) -> dict[str, Any]:
         for kind in ("rows", "paired")
     )
     shown_boards = boards(groups)
+    names = [each.name for each in groups]
     starts = ["ablation"] if 2 * sum(each["num_methods"] for each in found) > len(groups) else []
     starts += [each["name"] for each in (*tasks, *shown_boards)]
     return {
+        "names": names,
+        "places": {name: place for place, name in enumerate(names)},
+        "tall": TALL,
         "title": ", ".join(run.folder.resolve().name for run in runs),
         "summary": _summary(groups),
         "missing": _missing(groups),
@@ -239,7 +245,7 @@ def _histogram(
         [float(edge) for edge in edges],
         [float(height) for height in density(histogram)],
         rule=1.0,
-        csv_text=figures.csv_link(data),
+        csv_text=csv_link(data),
     )
 
 
@@ -281,5 +287,5 @@ def _loss_plot(
         axes,
         [figures.Series(name, tuple(points), style) for name, points in thin.items()],
         size=(360, 220),
-        csv_text=figures.csv_link(data),
+        csv_text=csv_link(data),
     )

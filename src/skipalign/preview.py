@@ -9,7 +9,7 @@ import numpy as np
 
 from skipalign.encoding import Segment
 from skipalign.sample import Sample, figures, text_of
-from skipalign.terminal import visible
+from skipalign.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console

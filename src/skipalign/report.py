@@ -4,24 +4,19 @@ The page needs no network and no script to be read. Its markup is in templates/,
 Jinja; here is only what it says.
 """
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from skipalign import __version__, boards, figures
+from skipalign import boards
 from skipalign.comparison import multiple, span
 from skipalign.errors import RunError
 from skipalign.evaluation import longbench_table
 from skipalign.evaluation.tasks import TASKS
 from skipalign.files import write_json, write_text
 from skipalign.gate import gate_of, judged
+from skipalign.markup import render
 from skipalign.page import page
 from skipalign.provenance import costs, coverages, origin_of
 from skipalign.results import (
@@ -81,30 +76,14 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path | None = None) 
         raise RunError("no run folder given; a report needs at least one, such as runs/tiny")
     path = Path(out) if out is not None else runs[0].folder
     path = path / "report.html" if path.is_dir() or not path.suffix else path
-    write_text(path, _render(runs))
+    shown = render(
+        "page.html.jinja",
+        {**page(runs), "dashes": DASHES},
+        style="report.css",
+        scripts=("sort.js", "walk.js", "choose.js"),
+    )
+    write_text(path, shown)
     return path
-
-
-def _render(runs: Sequence[Run]) -> str:
-    environment = Environment(
-        loader=PackageLoader("skipalign"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = files("skipalign").joinpath("templates/report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    template = environment.get_template("page.html.jinja")
-    return template.render(
-        page(runs),
-        version=__version__,
-        dashes=DASHES,
-        num_steps=figures.NUM_STEPS,
-        shades={theme: figures.shades(theme) for theme in figures.RAMPS},
-        script=Markup(script),  # noqa: S704 - our own file; the policy names its hash # nosec B704
-        script_hash=f"sha256-{digest}",
-    )
 
 
 # -------------------------------------------------------------------------------- the terminal

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skipalign.errors import RecipeError
-from skipalign.terminal import print_json, visible
+from skipalign.terminal import print_json
+from skipalign.visible import visible
 
 if TYPE_CHECKING:
     from skipalign.recipe import Recipe
