@@ -13,8 +13,8 @@ from skipalign.cli import cli, main
 from skipalign.commands import data, training
 from skipalign.errors import DataError
 
-COMMANDS = ("preview", "prepare", "export", "train", "merge", "verify-export", "evaluate", "score")
-COMMANDS += ("report", "run", "compare", "plan", "doctor")
+COMMANDS = ("init", "preview", "prepare", "export", "train", "merge", "verify-export", "evaluate")
+COMMANDS += ("score", "report", "run", "compare", "plan", "doctor")
 HEAVY = ("torch", "transformers", "numpy", "pydantic", "pyarrow", "matplotlib", "rich", "yaml")
 
 

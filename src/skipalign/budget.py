@@ -74,8 +74,7 @@ def estimate(
     Raises:
         SkipalignError: the base's numbers are not known, or a setting that cannot be planned.
     """
-    if gpu not in GPUS:
-        raise RecipeError(f"no GPU {gpu!r} is known; give one of {', '.join(GPUS)}")
+    known = known_gpu(gpu)
     if mfu is not None and not 0 < mfu <= 1:
         raise RecipeError(f"mfu is {mfu}; it is a share of the GPU's peak, in (0, 1]")
     once: dict[str, Training] = {}
@@ -85,8 +84,19 @@ def estimate(
     if not once:
         raise RecipeError("no method of this recipe is trained; there is nothing to plan")
     notes: dict[str, None] = {}
-    methods = [_Method(each, GPUS[gpu], gpus, shared, mfu).found(notes) for each in once.values()]
+    methods = [_Method(each, known, gpus, shared, mfu).found(notes) for each in once.values()]
     return {"gpu": gpu, "gpus": gpus, "methods": methods, "notes": list(notes)}
+
+
+def known_gpu(name: str) -> Gpu:
+    """Return what is known of a GPU.
+
+    Raises:
+        RecipeError: it is none of GPUS.
+    """
+    if name not in GPUS:
+        raise RecipeError(f"no GPU {name!r} is known; give one of {', '.join(GPUS)}")
+    return GPUS[name]
 
 
 class _Method:

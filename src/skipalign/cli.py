@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from skipalign import __version__
-from skipalign.commands import data, evaluation, machine, training
+from skipalign.commands import data, evaluation, machine, starting, training
 from skipalign.errors import SkipalignError
 from skipalign.terminal import say
 
@@ -50,7 +50,7 @@ def _num_processes() -> int:
 
 
 for _command in (
-    *(data.preview, data.prepare, training.export),
+    *(starting.init, data.preview, data.prepare, training.export),
     *(training.train, training.merge, evaluation.verify_export),
     *(evaluation.evaluate, evaluation.score, evaluation.report),
     *(training.run, training.compare, training.plan),
