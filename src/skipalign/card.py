@@ -1,5 +1,6 @@
 """The model card: what a model is made of, in a README that the hub and people read."""
 
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -9,6 +10,7 @@ from skipalign.files import write_text
 from skipalign.model import MINIMUM_TRANSFORMERS
 
 _LOADING = "## Loading\n\n"
+UNKNOWN = "unknown"  # as the hub says it
 RESULTS_BLOCK = "<!-- results -->\nNot evaluated yet.\n<!-- /results -->"
 
 
@@ -26,17 +28,64 @@ def write_card(
     adapter = training.get("adapter") if training["train"] else None
     library = "peft" if adapter else "transformers"
     header = ["---", f"library_name: {library}", "pipeline_tag: text-generation"]
-    header += [f"base_model: {_yaml_text(base)}", "tags: [skipalign, long-context]", "---"]
+    header += [f"base_model: {_yaml_text(base)}", "tags: [skipalign, long-context]"]
+    terms = training.get("base_license") or {"license": UNKNOWN}
+    header += [*(f"{key}: {_yaml_text(value)}" for key, value in terms.items()), "---"]
     parts = [
         "\n".join(header),
         f"# {_text(Path(base).name)}, {_text(training['method'])}, seed {training['seed']}",
         _how(training),
         "## Results\n\n" + RESULTS_BLOCK,
         "## Data\n\n" + _data(training, accounting),
+        "## Licence\n\n" + _terms(terms),
         "## Settings\n\n" + _table(_flat(_settings(training))),
         _LOADING + (_loading_adapter(training) if adapter else _loading()),
     ]
     write_text(model_dir / "README.md", "\n\n".join(parts) + "\n")
+
+
+def license_of(base: str) -> dict[str, str] | None:
+    """Return what a base's own card says of its licence, None where it says nothing.
+
+    Args:
+        base: a local folder, or a hub id whose card lies in the hub's cache; nothing is fetched.
+
+    Returns:
+        `license`, and of one that the hub has no name for `license_name` and `license_link`.
+    """
+    card = Path(base, "README.md")
+    if not card.is_file() and not Path(base).exists():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            found = try_to_load_from_cache(base, "README.md")
+        except HFValidationError:
+            return None
+        if not isinstance(found, str):
+            return None
+        card = Path(found)
+    if not card.is_file():
+        return None
+    head = re.match(r"---\n(.*?\n)---\n", card.read_text(encoding="utf-8", errors="replace"), re.S)
+    lines = re.findall(
+        r"^(license|license_name|license_link): *[\"']?([\w.:/+-]+)[\"']? *$",
+        head[1] if head else "",
+        re.MULTILINE,
+    )
+    terms = dict(lines)
+    return terms if "license" in terms else None
+
+
+def _terms(terms: Mapping[str, str]) -> str:
+    if terms["license"] == UNKNOWN:
+        return (
+            "The base's card does not state its licence. Its terms hold for this model too: look "
+            "them up before you share it."
+        )
+    name = terms.get("license_name", terms["license"])
+    where = f" ({_text(terms['license_link'])})" if "license_link" in terms else ""
+    return f"That of the base: {_text(name)}{where}. The data may have terms of their own."
 
 
 def _how(training: Mapping[str, Any]) -> str:
@@ -73,7 +122,13 @@ def _data(training: Mapping[str, Any], accounting: Mapping[str, Any] | None) -> 
             f"{found['rows_read']:,} rows read = {found['used']:,} used + {rejected:,} rejected "
             f"+ {dropped:,} dropped; {found['tokens']:,} tokens"
         )
-    return _table(rows)
+    digests = {
+        f"{name}/{file}": digest
+        for name, files in (training.get("data_sha256") or {}).items()
+        for file, digest in files.items()
+    }
+    listed = _table(digests, head=("file", "sha256")) if digests else "No digest was kept."
+    return f"{_table(rows)}\n\n{listed}"
 
 
 def _settings(training: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,9 +193,9 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return rows
 
 
-def _table(rows: Mapping[str, Any]) -> str:
+def _table(rows: Mapping[str, Any], head: tuple[str, str] = ("", "")) -> str:
     lines = [f"| {_text(str(key))} | {_text(str(value))} |" for key, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *lines])
+    return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *lines])
 
 
 def _text(text: str) -> str:

@@ -18,7 +18,7 @@ COVERAGE = ("covered_fraction", "uniform_distance", "mean_run")
 # What a training.json says about what happened, not about what was asked for.
 OUTCOMES = {
     *("schema_version", "method", "seed", "order", "seconds", "interrupted", "num_sequences"),
-    "data_sha256",
+    *("data_sha256", "base_license"),
     *COUNTS,
 }
 ACCOUNT_HEAD = (

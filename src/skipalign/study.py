@@ -26,7 +26,7 @@ import torch
 from skipalign import coverage, report, tiny
 from skipalign import prepare as prepare_room
 from skipalign.adapters import Adapter
-from skipalign.card import write_card
+from skipalign.card import license_of, write_card
 from skipalign.distribution import is_first, on_first
 from skipalign.encoding import DEFAULT_TEMPLATE
 from skipalign.errors import RunError
@@ -286,6 +286,7 @@ def _train_alone(
     if tokenizer.chat_template is None:
         tokenizer.chat_template = DEFAULT_TEMPLATE
     document = {**training.settings(), "base_digest": base_digest, "order": order}
+    document["base_license"] = license_of(base)
     if training.train:
         document["data_sha256"] = _data_sha256(training, out)
         document |= _fit(training, model, tokenizer, out, progress)
