@@ -19,11 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from skipalign.errors import SkipalignError
 from skipalign.key_bias import GapBias
+from skipalign.layout import refuse_layout
 from skipalign.model import refuse_skips
 from skipalign.packing import Packing
 from skipalign.positions import SkipAlign
 from skipalign.probe import probe, require
-from skipalign.training import refuse_layout
 
 PAGE = Path(__file__).parents[1] / "docs/models.md"
 REACH = 4096  # positions that skips use

@@ -526,34 +526,6 @@ def test_key_bias_is_refused_where_it_is_not_known_to_arrive(
         )
 
 
-@pytest.mark.parametrize(
-    ("options", "attention", "message"),
-    [
-        (BLOCKS, "paged|eager", r"block_diagonal with attn_implementation 'paged\|eager'"),
-        ({**CAUSAL, "strategies": {"chats": PoSE(max_position=512)}}, "sdpa", "strategy 'pose'"),
-        ({**CAUSAL, "key_bias": GapBias()}, "sdpa", "causal with key_bias 'gap'"),
-    ],
-)
-def test_packs_that_cannot_be_kept_right_are_refused(
-    base: Path, data: ExampleFile, tmp_path: Path, options: dict, attention: str, message: str
-):
-    model = load_model(str(base))
-    model.config._attn_implementation = attention
-    options = {"strategies": CHATS, **options}
-    with pytest.raises(VisibilityError, match=message):
-        train(model, load_tokenizer(str(base)), data, tmp_path, **options)
-
-
-@pytest.mark.parametrize("options", [{"key_bias": GapBias()}, BLOCKS], ids=["bias", "packs"])
-def test_masks_that_would_widen_a_sliding_window_are_refused(
-    base: Path, data: ExampleFile, tmp_path: Path, options: dict
-):
-    model = load_model(str(base))
-    model.config.sliding_window = int(data.lengths.max()) - 1
-    with pytest.raises(VisibilityError, match="sliding_window"):
-        train(model, load_tokenizer(str(base)), data, tmp_path, **{"strategies": CHATS, **options})
-
-
 def test_options_that_packs_and_scales_do_not_take_are_refused(
     base: Path, data: ExampleFile, tmp_path: Path
 ):

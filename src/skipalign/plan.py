@@ -12,11 +12,12 @@ from huggingface_hub import try_to_load_from_cache
 from skipalign import tiny
 from skipalign.conversation import Rejection, read_conversations
 from skipalign.errors import DataError, RecipeError
+from skipalign.layout import refuse_layout
 from skipalign.model import extend, load_config, refuse_skips
 from skipalign.prepare import Source
 from skipalign.shapes import read_architecture
 from skipalign.study import Training
-from skipalign.training import refuse_layout, training_arguments
+from skipalign.training import training_arguments
 
 COLUMNS = ("method", "seed", "base", "max_position", "steps", "tokens_per_step")
 _ROWS_LOOKED_AT = 100
