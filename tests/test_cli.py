@@ -127,12 +127,43 @@ def test_a_full_disk_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(data, "load", fail)
     found = run("preview", "own.yaml")
     assert found.code == 1
-    assert found.err == "error: [Errno 28] No space left on device: 'runs/x'\n"
+    assert found.err == (
+        "error: runs/x: No space left on device; free some space there; what is done stays - "
+        "to go on: skipalign preview own.yaml\n"
+    )
+
+
+def test_a_folder_that_may_not_be_used_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", "runs/x")
+
+    monkeypatch.setattr(data, "load", fail)
+    assert run("preview", "own.yaml").err == (
+        "error: runs/x: Permission denied; allow this user to use it, or name another folder "
+        "(--runs-dir, --out)\n"
+    )
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: no")])
+def test_memory_that_is_short_is_one_line(
+    run: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(data, "load", fail)
+    found = run("preview", "own.yaml")
+    assert found.code == 1
+    assert found.err.startswith("error: out of memory; end other programs")
+    assert found.err.endswith("to go on: skipalign preview own.yaml\n")
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(data, "load", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    def fail(*_: Any) -> None:
+        raise RuntimeError("of ours")
+
+    monkeypatch.setattr(data, "load", fail)
+    with pytest.raises(RuntimeError, match="of ours"):
         main(["preview", "own.yaml"])
 
 

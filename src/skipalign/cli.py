@@ -5,6 +5,7 @@ Exit status: 0 done, 1 a problem that the user can fix (one line), 2 wrong usage
 Ctrl-C.
 """
 
+import errno
 import os
 import shlex
 import sys
@@ -15,7 +16,7 @@ import click
 
 from skipalign import __version__
 from skipalign.commands import data, evaluation, machine, starting, training
-from skipalign.errors import SkipalignError
+from skipalign.errors import SkipalignError, is_out_of_memory
 from skipalign.terminal import say
 
 
@@ -74,11 +75,33 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # whoever read our output has gone; Python's own flush must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (SkipalignError, OSError) as error:
+    except (SkipalignError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_for_users(error):
+            raise
         rank = f"process {os.environ['RANK']}: " if _num_processes() > 1 else ""
-        say(f"{rank}error: {error}")
+        say(f"{rank}error: {_told(error, given)}")
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _is_for_users(error: BaseException) -> bool:
+    return isinstance(error, SkipalignError) or is_out_of_memory(error)
+
+
+def _told(error: BaseException, given: Sequence[str]) -> str:
+    """Say what was found and, where the error itself does not, what to do."""
+    again = f"what is done stays - to go on: {shlex.join(['skipalign', *given])}"
+    if isinstance(error, SkipalignError):
+        return str(error)
+    if not isinstance(error, OSError):
+        return f"out of memory; end other programs, or ask for less at once; {again}"
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{place}{os.strerror(error.errno)}; free some space there; {again}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        cure = "allow this user to use it, or name another folder (--runs-dir, --out)"
+        return f"{place}{os.strerror(error.errno)}; {cure}"
+    return str(error)
 
 
 if __name__ == "__main__":
