@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from skipalign import __version__
+from skipalign.progress import Progress, Silent, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,9 +30,10 @@ OPTIONAL = {
 DTYPES = ("float32", "bfloat16", "float16")
 PROBED = ("eager", "sdpa")
 MAX_POSITION = 4096  # of the probe's positions
+_SILENT = Silent()
 
 
-def examine() -> dict[str, Any]:
+def examine(progress: Progress = _SILENT) -> dict[str, Any]:
     """Return versions, devices, attention implementations, probes, and what is missing.
 
     `missing` holds {name, required, purpose, cure}; `ok` is whether nothing required is.
@@ -57,7 +59,7 @@ def examine() -> dict[str, Any]:
         if each["problem"]
     ]
     if not missing:
-        report |= {"devices": devices(), "attention": attention(), "probes": probes()}
+        report |= {"devices": devices(), "attention": attention(), "probes": probes(progress)}
         missing += [_failed(each) for each in report["probes"] if not each["passed"]]
     missing += [
         {"name": each["name"], "required": False, "purpose": each["purpose"], "cure": each["cure"]}
@@ -183,7 +185,7 @@ def attention() -> list[dict[str, Any]]:
     ]
 
 
-def probes() -> list[dict[str, Any]]:
+def probes(progress: Progress = _SILENT) -> list[dict[str, Any]]:
     """Run the start-up probe with and without a key bias on a tiny random Llama."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -192,7 +194,7 @@ def probes() -> list[dict[str, Any]]:
     from skipalign.probe import probe, require
 
     found: list[dict[str, Any]] = []
-    for implementation in PROBED:
+    for implementation in counted(progress, "start-up probe", PROBED):
         config = LlamaConfig(
             vocab_size=64,
             hidden_size=32,

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import PretrainedConfig as Config
 from transformers import PreTrainedModel as Model
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import logging
 
 from skipalign import adapters
 from skipalign.adapters import Adapter
 from skipalign.errors import ModelError
 from skipalign.files import disk_faults_of, write_text
+from skipalign.progress import Progress, Silent, counted
 from skipalign.rope import BATCH_DEPENDENT, NoExtension, RopeBase, RopeExtension
 
 # The first release that writes and reads `rope_parameters`.
 MINIMUM_TRANSFORMERS = "5.0"
 DTYPES = ("float32", "bfloat16", "float16")
+_SILENT = Silent()
 # Kinds of layers, in the words of transformers' `layer_types`, that see tokens by attention alone.
 ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
 
@@ -67,6 +71,7 @@ def load_model(
     adapter: Adapter | None = None,
     base: str | None = None,
     seed: int = 0,
+    progress: Progress = _SILENT,
 ) -> Model:
     """Load a causal language model, its RoPE extended, ready for positions in [0, max_position).
 
@@ -83,6 +88,7 @@ def load_model(
         adapter: a new one to train beside the frozen weights.
         base: of the adapter at `path`, where it no longer lies where its config says.
         seed: of a new adapter's first values.
+        progress: where to report weights.
 
     Raises:
         ModelError: the checkpoint cannot be loaded or cannot be used for what is asked.
@@ -104,14 +110,32 @@ def load_model(
     options["dtype"] = getattr(torch, dtype)
     if found is not None:
         weights, of_base = (base, None) if base else found
-        model = _load_weights(weights, config, revision=of_base, **options)
+        with weights_told(progress):
+            model = _load_weights(weights, config, revision=of_base, **options)
         return adapters.load(model, path, revision=revision)
     if adapter is not None:
         options["quantization_config"] = adapter.quantization(options["dtype"])
-    model = _load_weights(path, config, revision=revision, **options)
+    with weights_told(progress):
+        model = _load_weights(path, config, revision=revision, **options)
     if adapter is None:
         return model
     return adapters.attach(model, adapter, base=path, revision=revision, seed=seed)
+
+
+@contextmanager
+def weights_told(progress: Progress) -> Generator[None]:
+    """While open, what transformers loads is told to `progress`, in place of its own bars."""
+
+    def told(made: Callable[..., Any], items: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if not items:
+            return made(*items, **options)
+        return counted(progress, str(options.get("desc", "load")).lower(), items[0])
+
+    before = logging.set_tqdm_hook(told)
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
 
 
 def _load_weights(path: str, config: Config, **options: Any) -> Any:
@@ -273,7 +297,12 @@ def save_model(
 
 
 def merge(
-    path: str, out: Path, *, base: str | None = None, dtype: str | None = None
+    path: str,
+    out: Path,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    progress: Progress = _SILENT,
 ) -> dict[str, Any]:
     """Write an adapter and its base as one plain model, which loads without skipalign and PEFT.
 
@@ -282,6 +311,7 @@ def merge(
         out: folder of the plain model; it must not be there.
         base: of the adapter, where it no longer lies where its config says.
         dtype: of the weights; None is that of the base.
+        progress: where to report: loading, reading before and after, writing.
 
     Returns:
         {dtype, change, largest}: by how much a logit changed at most at far positions, and the
@@ -296,14 +326,19 @@ def merge(
         raise ModelError(f"{out}: is there already; give a new folder, or remove it")
     saved = str(load_config(path).dtype).removeprefix("torch.")
     dtype = dtype or (saved if saved in DTYPES else "float32")
-    model = load_model(path, base=base, dtype=dtype)
-    before = _far_logits(model)
-    plain = adapters.merged(model)
-    change = float((_far_logits(plain) - before).abs().max())
-    aside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    save_model(plain, load_tokenizer(path), aside)
-    os.replace(aside, out)
+    with progress.bar("merge", 4) as bar:
+        model = load_model(path, base=base, dtype=dtype)  # its own bar would be a second one
+        bar.advance()
+        before = _far_logits(model)
+        bar.advance()
+        plain = adapters.merged(model)
+        change = float((_far_logits(plain) - before).abs().max())
+        bar.advance()
+        aside = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        save_model(plain, load_tokenizer(path), aside)
+        os.replace(aside, out)
+        bar.advance()
     return {"dtype": dtype, "change": change, "largest": float(before.abs().max())}
 
 

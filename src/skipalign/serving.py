@@ -21,20 +21,26 @@ from skipalign.errors import ModelError
 from skipalign.evaluation.haystack import read_haystack
 from skipalign.files import read_json
 from skipalign.generation import TransformersGenerator
-from skipalign.model import extend, load_config, load_model, load_tokenizer
+from skipalign.model import extend, load_config, load_model, load_tokenizer, weights_told
+from skipalign.progress import Progress, Silent
 from skipalign.rope import ROPE_EXTENSIONS
 
 LONGEST = 8192  # tokens that are read where no length is asked for
 # Nats between two readings of a token, by the dtype of the weights: rounding, not another RoPE.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
 
+_SILENT = Silent()
 
-def verify_export(path: str, *, length: int | None = None) -> dict[str, Any]:
+
+def verify_export(
+    path: str, *, length: int | None = None, progress: Progress = _SILENT
+) -> dict[str, Any]:
     """Compare what loaders make of a model folder, over the second half of a long text.
 
     Args:
         path: a model folder; in a training's folder its RoPE is made anew from base and settings.
         length: tokens to read; the model's window, at most 8,192, when None.
+        progress: where to report readings.
 
     Returns:
         the tokens compared, for every loader the largest difference in nats per token and whether
@@ -55,15 +61,21 @@ def verify_export(path: str, *, length: int | None = None) -> dict[str, Any]:
         raise ModelError(f"length is {tokens}; {path} takes 4 to {window} tokens")
     ids = _text(tokenizer, tokens)
     start = tokens // 2
-    trained = _as_trained(path)
-    ours = TransformersGenerator(trained, tokenizer).log_likelihoods([ids], [start])[0]
     loaders: dict[str, Callable[[], Float[np.ndarray, " N"]]] = {
         "transformers": lambda: _plainly(path, ids, start)
     }
     if find_spec("vllm"):
         loaders["vllm"] = lambda: _by_vllm(path, ids, start)
-    tolerance = TOLERANCES.get(str(trained.dtype).removeprefix("torch."), 1e-3)
-    compared = {name: _difference(ours, read(), tolerance) for name, read in loaders.items()}
+    reading = progress.bar(f"read {tokens:,} tokens", 1 + len(loaders))
+    with reading as bar, weights_told(Silent()):
+        trained = _as_trained(path)
+        ours = TransformersGenerator(trained, tokenizer).log_likelihoods([ids], [start])[0]
+        bar.advance()
+        tolerance = TOLERANCES.get(str(trained.dtype).removeprefix("torch."), 1e-3)
+        compared: dict[str, dict[str, Any]] = {}
+        for name, read in loaders.items():
+            compared[name] = _difference(ours, read(), tolerance)
+            bar.advance()
     return {
         "model": path,
         "tokens": tokens,

@@ -281,6 +281,7 @@ def _train_alone(
         attn_implementation=training.base.attn_implementation,
         adapter=training.adapter if training.train else None,
         seed=training.seed,
+        progress=progress,
     )
     tokenizer = load_tokenizer(base, revision=training.base.revision)
     if tokenizer.chat_template is None:
@@ -458,7 +459,7 @@ def evaluate(training: Training, run_dir: Path, progress: Progress = _SILENT) ->
     if not todo:
         return
     with alone_in(out):
-        generator, tokenizer = load_generator(out / "model")
+        generator, tokenizer = load_generator(out / "model", progress)
         for name, settings in todo.items():
             started = time.monotonic()
             folder = (out / TASKS[name].document).parent
@@ -475,11 +476,13 @@ def _answered(path: Path, settings: Any) -> bool:
     return all(found.get(key) == value for key, value in asked.items())
 
 
-def load_generator(model_dir: str | Path) -> tuple[TransformersGenerator, Any]:
+def load_generator(
+    model_dir: str | Path, progress: Progress = _SILENT
+) -> tuple[TransformersGenerator, Any]:
     """Load a finished model, or an embedded base by its name: natural positions, no key bias."""
-    place = make.base(str(model_dir))
+    place = make.base(str(model_dir), progress)
     tokenizer = load_tokenizer(place)
-    model: Any = load_model(place)
+    model: Any = load_model(place, progress=progress)
     if torch.cuda.is_available():
         model = model.to("cuda")
     return TransformersGenerator(model, tokenizer), tokenizer
@@ -490,7 +493,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Evaluate the model in a folder (or of a hub id) in the task that `settings` belong to."""
     backend = {"name": "transformers", "model": str(model_dir)}
-    return evaluate_generator(*load_generator(model_dir), settings, out, progress, backend=backend)
+    loaded = load_generator(model_dir, progress)
+    return evaluate_generator(*loaded, settings, out, progress, backend=backend)
 
 
 def evaluate_generator(

@@ -414,7 +414,7 @@ class _Watch(TrainerCallback):
         require(verdict)
         if self.bar is not None:
             self.bar.set_total(state.max_steps)
-            self.bar.advance(state.global_step)
+            self.bar.already(state.global_step)
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from skipalign.errors import DataError, RecipeError
 from skipalign.evaluation import write_results
-from skipalign.evaluation.published import field_of, published_prompts, read_rows, sha256_of
+from skipalign.evaluation.published import (
+    field_of,
+    num_rows,
+    published_prompts,
+    read_rows,
+    sha256_of,
+)
 from skipalign.evaluation.suites import (
     Asker,
     Row,
@@ -155,7 +161,8 @@ def evaluate_babilong(
     asker = Asker(generator, tokenizer, settings)
     digest = sha256_of(path for paths in files.values() for path in paths)
     log = asker.log(Path(out), TASK, digest)
-    with progress.bar(TASK, total=None) as bar:
+    total = sum(num_rows(paths, settings.limit) for paths in files.values())
+    with progress.bar(TASK, total) as bar:
         rows = asker.ask(read_samples(settings, files), _score, log, bar)
     sizes = {size: each for (size,), each in grouped(rows, "size").items()}
     lengths = {size: _mean_tokens(each) for size, each in sizes.items()}

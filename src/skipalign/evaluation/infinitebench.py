@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 from skipalign.errors import DataError, RecipeError
 from skipalign.evaluation import write_results
 from skipalign.evaluation.longbench_metrics import characters_zh, token_f1, words
-from skipalign.evaluation.published import field_of, published_prompts, read_rows, sha256_of
+from skipalign.evaluation.published import (
+    field_of,
+    num_rows,
+    published_prompts,
+    read_rows,
+    sha256_of,
+)
 from skipalign.evaluation.rouge_lsum import rouge_lsum
 from skipalign.evaluation.suites import (
     Asker,
@@ -282,7 +288,7 @@ def evaluate_infinitebench(
     asker = Asker(generator, tokenizer, settings, chat=settings.chat)
     digest = sha256_of(files.values())
     log = asker.log(Path(out), TASK, digest)
-    with progress.bar(TASK, total=None) as bar:
+    with progress.bar(TASK, num_rows(files.values(), settings.limit)) as bar:
         rows = asker.ask(read_samples(settings, files), _score, log, bar)
     cells = [{"name": task, **mean_score(each)} for (task,), each in grouped(rows, "name").items()]
     document = {

@@ -8,7 +8,7 @@ lies in the local cache; a task in `include_path` may hold code, which the harne
 import json
 import logging
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from skipalign.errors import ModelError, RecipeError, RunError
 from skipalign.evaluation import write_results
-from skipalign.progress import Progress, Silent
+from skipalign.progress import Bar, Progress, Silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,8 +88,8 @@ def evaluate_lm_eval(
             f"the backend is {type(generator).__name__}; the harness needs a model of "
             "transformers - evaluate a folder or a hub id"
         )
-    with progress.bar(TASK, total=None), _quiet():
-        found = _asked(model, tokenizer, settings)
+    with progress.bar(TASK, total=None) as bar, _quiet():
+        found = _asked(model, tokenizer, settings, bar)
     document = {
         "task": TASK,
         "settings": asdict(settings),
@@ -103,7 +103,7 @@ def evaluate_lm_eval(
 
 
 def _asked(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", settings: LmEvalSettings
+    model: Any, tokenizer: "PreTrainedTokenizerBase", settings: LmEvalSettings, bar: Bar
 ) -> dict[str, Any]:
     """Return what the harness returns."""
     try:
@@ -115,9 +115,12 @@ def _asked(
         ) from None
     tasks = _known_tasks(settings)
     room: Any = evaluator
-    adapter: Any = huggingface.HFLM
+    adapter: Any = huggingface.HFLM(
+        pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size
+    )
+    _count(adapter, model, bar)
     found: Any = room.simple_evaluate(
-        adapter(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size),
+        adapter,
         tasks=list(settings.tasks),
         num_fewshot=settings.num_fewshot,
         limit=settings.limit,
@@ -126,6 +129,40 @@ def _asked(
         log_samples=False,
     )
     return found
+
+
+def _count(adapter: Any, model: Any, bar: Bar) -> None:
+    """Tell the bar of every request that the harness asks of the model.
+
+    Rows of a forward pass over more than one token are requests under way; those that the harness
+    answers without a row of their own are counted when their kind of request is done.
+    """
+    total = 0
+
+    def counting(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def asked(requests: Sequence[Any], *args: Any, **options: Any) -> Any:
+            nonlocal total
+            total += len(requests)
+            bar.set_total(total)
+            left = len(requests)
+
+            def seen(_: Any, __: Any, output: Any) -> None:
+                nonlocal left
+                rows = min(left, len(output.logits)) if output.logits.shape[1] > 1 else 0
+                left -= rows
+                bar.advance(rows)
+
+            hook = model.register_forward_hook(seen)
+            try:
+                return ask(requests, *args, **options)
+            finally:
+                hook.remove()
+                bar.advance(left)
+
+        return asked
+
+    for name in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+        setattr(adapter, name, counting(getattr(adapter, name)))
 
 
 def _known_tasks(settings: LmEvalSettings) -> Any:

@@ -122,7 +122,7 @@ def evaluate_longbench(
         predictions = asked.begin(task, {"data_sha256": digest, **maker.described()})
         some = samples[: settings.limit]
         _ask(generator, maker, task, some, predictions=predictions, progress=progress)
-    scored = score_folder(folder, e=settings.e, only=tasks)
+    scored = score_folder(folder, e=settings.e, only=tasks, progress=progress)
     document = {
         "task": TASK,
         "settings": json.loads(json.dumps(asdict(settings))),

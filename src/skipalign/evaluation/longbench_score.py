@@ -16,6 +16,7 @@ from jaxtyping import Float
 from skipalign.errors import DataError, RunError
 from skipalign.evaluation import thought_is_open
 from skipalign.evaluation.longbench_metrics import JIEBA_VERSION, counted_part, metric_of
+from skipalign.progress import Progress, Silent, counted
 
 # Scores of unlike protocols never stand in one table.
 PROTOCOL, PROTOCOL_E = "longbench-v1", "longbench-e"
@@ -31,6 +32,7 @@ BOOTSTRAP_SEED, NUM_RESAMPLES = 0, 2000
 Draws = Float[np.ndarray, " R"]
 ByBucket = dict[str, tuple[Draws, int]]
 _ALL = "all"
+_SILENT = Silent()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ def score_folder(
     e: bool = False,
     official_faults: bool = False,
     only: Sequence[str] | None = None,
+    progress: Progress = _SILENT,
 ) -> dict[str, Any]:
     """Score every TASK.jsonl of a folder.
 
@@ -119,6 +122,7 @@ def score_folder(
         e: score by LongBench-E's three buckets of length.
         official_faults: score 0 where the official code ends in a RecursionError, as it does.
         only: these tasks; None is all.
+        progress: where to report tasks.
 
     Returns:
         `tasks`, `categories` and `averages`, each score in percent with n and a 95% interval;
@@ -132,8 +136,8 @@ def score_folder(
     folder = Path(folder)
     files = {name: path for name, path in _files(folder).items() if only is None or name in only}
     scored = {
-        name: score_file(path, name, e=e, official_faults=official_faults)
-        for name, path in files.items()
+        name: score_file(files[name], name, e=e, official_faults=official_faults)
+        for name in counted(progress, "score", list(files))
     }
     tasks = {name: task_draws(name, found, e=e) for name, found in scored.items()}
     return {

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from skipalign.errors import DataError
 from skipalign.evaluation import write_results
-from skipalign.evaluation.published import field_of, published_prompts, read_rows, sha256_of
+from skipalign.evaluation.published import (
+    field_of,
+    num_rows,
+    published_prompts,
+    read_rows,
+    sha256_of,
+)
 from skipalign.evaluation.suites import (
     Asker,
     Row,
@@ -99,7 +105,7 @@ def evaluate_longbench_v2(
     asker = Asker(generator, tokenizer, settings)
     digest = sha256_of([path])
     log = asker.log(Path(out), TASK, digest)
-    with progress.bar(TASK, total=None) as bar:
+    with progress.bar(TASK, num_rows([path], settings.limit)) as bar:
         rows = asker.ask(read_samples(settings, path), _score, log, bar)
     by_length = grouped(rows, "length")
     document = {

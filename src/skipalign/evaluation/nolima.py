@@ -258,11 +258,11 @@ def evaluate_nolima(
     asker = Asker(generator, tokenizer, settings)
     digest = sha256_of([path, *texts])
     tokens_of = DataTokenizer(tokenizer)
-    samples = read_samples(
-        settings, read_questions(settings, path), [Book(text, tokens_of) for text in texts]
-    )
+    questions = read_questions(settings, path)
+    samples = read_samples(settings, questions, [Book(text, tokens_of) for text in texts])
     log = asker.log(Path(out), TASK, digest)
-    with progress.bar(TASK, total=None) as bar:
+    asked = len(questions[: settings.limit]) * len(texts) * settings.depths
+    with progress.bar(TASK, total=asked * len(settings.lengths)) as bar:
         rows = asker.ask(samples, _score, log, bar)
     document = {
         "task": TASK,

@@ -226,7 +226,7 @@ class Asker:
                 raise DataError(f"{self._place}: two samples have the id {sample.id!r}")
             ids[sample.id] = None
             if (sample.id,) in log.trials:
-                bar.advance()
+                bar.already(1)
                 continue
             new = (sample, *self.tokens(sample))
             if group and not _fits(group, new, most):
