@@ -94,6 +94,7 @@ def main() -> None:
         Path(__file__).parent / "results/chunked-loss.json",
         {"settings": settings, "rows": rows},
         seeds=[0],
+        data={},
         exact=("loss", "mebibytes"),
         measured=("seconds",),
     )

@@ -68,6 +68,7 @@ def main() -> None:
         Path(__file__).parent / "results" / "full-length.json",
         {"settings": settings, "rows": rows},
         seeds=[0],
+        data={},
         exact=("peak_mebibytes",),
         measured=("ratio", "low", "high", "seconds"),
     )

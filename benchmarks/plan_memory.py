@@ -203,7 +203,9 @@ def main() -> None:
         )
     out = Path(__file__).parent / "results/plan-memory.json"
     moved = ("measured", "resident", "ratio")
-    write_result(out, {"rows": rows}, seeds=[0], exact=("planned", "parts"), measured=moved)
+    write_result(
+        out, {"rows": rows}, seeds=[0], data={}, exact=("planned", "parts"), measured=moved
+    )
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ def main() -> None:
         Path(__file__).parent / "results/positions.json",
         {"pairs": PAIRS, "rows": rows},
         seeds=[0],
+        data={},
         exact=(),
         measured=("milliseconds", "step_milliseconds", "share_of_step", "share_low", "share_high"),
     )

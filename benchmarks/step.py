@@ -180,6 +180,7 @@ def main() -> None:
         Path(__file__).parent / "results/step.json",
         results,
         seeds=[0],
+        data={},
         exact=(),
         measured=("ratio", "low", "high", "plain_step_seconds"),
     )

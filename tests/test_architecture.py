@@ -36,9 +36,9 @@ evaluation.longbench_v2 evaluation.infinitebench evaluation.babilong evaluation.
 evaluation.ruler
 evaluation.short_check evaluation.lm_eval
 evaluation.tasks serving
-yaml_tree results scores shades downloads figures provenance
+yaml_tree origin results scores shades downloads figures provenance
 comparison ablation parts boards gate page markup report card
-tiny.corpus tiny.pretraining tiny.make watching origin study plan budget
+tiny.corpus tiny.pretraining tiny.make watching study plan budget
 export integrations integrations.trl
 grid schema recipe sample terminal preview doctor survey commented starter
 commands commands.options commands.data commands.training commands.evaluation commands.machine

@@ -38,9 +38,9 @@ def test_a_result_carries_the_whole_block(tmp_path: Path):
 
 def test_what_a_gpu_made_is_within_tolerance(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(origin, "environment", lambda: {"gpus": ["NVIDIA H100"]})
-    block = origin.origin(seeds=[0], exact=["mean"], measured=["seconds"])
+    block = origin.origin(seeds=[0], data={}, exact=["mean"], measured=["seconds"])
     assert block["exact"] == {"mean": origin.WITHIN_TOLERANCE, "seconds": origin.MEASURED}
-    assert "data" not in block
+    assert block["data"] == {}
 
 
 def test_digests_are_those_of_sha256sum(tmp_path: Path):

@@ -4,6 +4,7 @@ import pytest
 
 from made_runs import PROBE, SOURCE, make_run, make_study, make_training
 from skipalign.files import read_json, write_json
+from skipalign.origin import TO_THE_BIT
 from skipalign.provenance import (
     ABSENT,
     accounts,
@@ -38,7 +39,8 @@ def test_figures_come_from_the_environment_and_from_files_told_by_their_digests(
 def test_what_a_folder_of_an_earlier_version_does_not_say_is_said_to_be_unknown(run):
     found = origin_of(read_run(run))
     untold = [key for key, value in found.items() if value == "not recorded"]
-    assert untold == ["commit", "command", "cpu", "data", "exact"]
+    assert untold == ["commit", "command", "cpu", "num_processes", "data"]
+    assert found["exact"]["mean"] == TO_THE_BIT
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A whole study on a small random model: the run folder, what a second start does, what is told."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -15,6 +16,7 @@ from skipalign.evaluation.stretch import StretchSettings
 from skipalign.files import read_json, write_json
 from skipalign.key_bias import GapBias
 from skipalign.model import weights_digest
+from skipalign.origin import TO_THE_BIT
 from skipalign.packing import Packing
 from skipalign.positions import Contiguous, SkipAlign, Strategy
 from skipalign.prepare import Source
@@ -111,6 +113,20 @@ def test_a_run_leaves_the_documented_folder(finished: Path):
         for path in out.rglob("*.json"):
             if "model" not in path.parts and "checkpoints" not in path.parts:
                 assert json.loads(path.read_text())["schema_version"] == 1, path
+
+
+def test_a_run_names_its_code_machine_seeds_and_data(finished: Path, folder: Path):
+    digest = hashlib.sha256((folder / "chats.jsonl").read_bytes()).hexdigest()
+    assert read_json(finished / "normal/seed-0/training.json")["data_sha256"] == {
+        "chats": {"chats.jsonl": digest}
+    }
+    assert digest in (finished / "normal/seed-0/model/README.md").read_text()
+    assert digest in (finished / "report.html").read_text()
+    found = report.study_document([finished])["environment"]
+    assert found["data"] == {"chats/chats.jsonl": digest}
+    assert found["seeds"] == [0, 1]
+    assert found["exact"]["mean"] == TO_THE_BIT
+    assert found["commit"]
 
 
 def test_accounting_adds_up(finished: Path):

@@ -56,7 +56,7 @@ def origin(
     seeds: Iterable[int],
     exact: Sequence[str],
     measured: Sequence[str],
-    data: Mapping[str, str] | None = None,
+    data: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return the whole block.
 
@@ -64,13 +64,17 @@ def origin(
         seeds: all that anything was drawn from.
         exact: the fields that come out the same again; on a GPU they do so within tolerance.
         measured: the fields that do not: times, and what the rest of the machine moves.
-        data: sha256 by file name; left out where the figures rest on no file.
+        data: sha256 by file name; empty where the figures rest on no file.
     """
     found = environment()
-    again = WITHIN_TOLERANCE if found["gpus"] else TO_THE_BIT
-    kinds = {**dict.fromkeys(exact, again), **dict.fromkeys(measured, MEASURED)}
-    files = {"data": dict(data)} if data is not None else {}
-    return {**found, "seeds": sorted(set(seeds)), **files, "exact": kinds}
+    kinds = exactness(exact, measured, on_gpu=bool(found["gpus"]))
+    return {**found, "seeds": sorted(set(seeds)), "data": dict(data), "exact": kinds}
+
+
+def exactness(exact: Sequence[str], measured: Sequence[str], *, on_gpu: bool) -> dict[str, str]:
+    """Return for each field what another run on the same machine gives."""
+    again = WITHIN_TOLERANCE if on_gpu else TO_THE_BIT
+    return {**dict.fromkeys(exact, again), **dict.fromkeys(measured, MEASURED)}
 
 
 def write_result(path: str | Path, document: Mapping[str, Any], **block: Any) -> None:

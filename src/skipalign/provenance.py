@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from skipalign.evaluation.tasks import TASKS
+from skipalign.origin import NOT_RECORDED, exactness
 from skipalign.results import Group, Run, Training
 from skipalign.scores import side
 
@@ -30,7 +31,8 @@ STAGES = ("prepare", "train", *TASKS)
 SIDE_BY_SIDE = 6
 ABSENT = "–"
 # What folders of earlier versions do not say.
-UNTOLD = dict.fromkeys(("commit", "command", "cpu", "data", "exact"), "not recorded")
+UNTOLD = dict.fromkeys(("commit", "command", "cpu", "num_processes", "data"), NOT_RECORDED)
+EXACT = ("mean", "low", "high", "difference")
 # Beside a difference whose interval lies above or below 0.
 MARKS = {1: "▲", -1: "▼", 0: ""}
 
@@ -39,7 +41,7 @@ def origin_of(run: Run) -> dict[str, Any]:
     """Return what a run's figures come from: its environment.json, and the digests of its files.
 
     `data` is the sha256 of each file that was trained on, by source and file; `bases` the digest
-    of the weights that were trained.
+    of the weights that were trained; `exact` says which figures another run gives again.
     """
     documents = [each.documents.get("training", {}) for each in run.trainings]
     data = {
@@ -54,8 +56,11 @@ def origin_of(run: Run) -> dict[str, Any]:
         if document.get("base_digest")
     }
     told = {key: each for key, each in (run.environment or {}).items() if key != "schema_version"}
-    found = {**UNTOLD, **told, "bases": bases}
-    return {**found, "data": data} if data else found
+    found = {**UNTOLD, "cuda": None, **told, "bases": bases}
+    if data or not any(each.get("train", True) for each in documents):
+        found["data"] = data
+    kinds = exactness(EXACT, ("seconds",), on_gpu=bool(told.get("gpus")))
+    return {**found, "exact": kinds}
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

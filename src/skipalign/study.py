@@ -35,7 +35,7 @@ from skipalign.files import alone_in, defaults, read_json, write_json, write_tex
 from skipalign.generation import Generator, TransformersGenerator
 from skipalign.key_bias import KeyBias
 from skipalign.model import load_model, load_tokenizer, save_model, weights_digest
-from skipalign.origin import origin
+from skipalign.origin import environment
 from skipalign.packing import Packing
 from skipalign.positions import Strategy
 from skipalign.prepare import ExampleFile, Source, digests_of, require_same_files
@@ -173,8 +173,7 @@ def run(
 def begin(run_dir: Path, recipe_text: str, *, seeds: Sequence[int]) -> None:
     """Write the resolved recipe, and what its figures come from, into the run folder."""
     write_text(run_dir / "recipe.yaml", recipe_text)
-    found = origin(seeds=seeds, exact=("mean", "low", "high"), measured=("seconds",))
-    write_json(run_dir / "environment.json", found)
+    write_json(run_dir / "environment.json", {**environment(), "seeds": sorted(set(seeds))})
 
 
 def prepare(
