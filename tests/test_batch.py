@@ -1,6 +1,7 @@
 """The visibility promise, of rows and of packs, by a plain float64 attention; drawn positions."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from transformers import (
 from made_models import SIZES, families
 from skipalign.batch import Batch, Collator, PackCollator, Placed, pack, pad
 from skipalign.encoding import IGNORE_INDEX, Example, Segment
-from skipalign.errors import VisibilityError
+from skipalign.errors import DataError, VisibilityError
 from skipalign.key_bias import GapBias
 from skipalign.logit_scale import scale_of
 from skipalign.packing import Attention
-from skipalign.positions import Contiguous, SkipAlign
+from skipalign.positions import Contiguous, SkipAlign, Strategy
 from skipalign.visits import Visit, VisitDataset, VisitSampler
 
 FAMILIES = families()
@@ -327,3 +328,27 @@ def test_positions_are_the_same_on_any_number_of_workers_and_in_any_order():
     assert alone == walk(0, batch_size=7)
     changed = [alone[0, f"s{i}"] != alone[1, f"s{i}"] for i in range(22)]
     assert sum(changed) > 5
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda n: np.arange(n)[::-1], "token 1 position 18 after 19"),
+        (lambda n: np.arange(n) // 2, "token 1 position 0 after 0"),
+        (lambda n: np.arange(n) - 1, "token 0 position -1;"),
+        (lambda n: np.arange(n + 1), "21 positions for 20 tokens"),
+        (lambda n: np.arange(n) + 90, "position 109, and its max_position is 100"),
+    ],
+)
+def test_a_strategy_that_breaks_its_promise_is_refused(made, message: str):
+    @dataclass(frozen=True)
+    class Broken(Strategy):
+        name: ClassVar[str] = "broken"
+        max_position: int = 100
+
+        def positions(self, example, rng):
+            return made(len(example.input_ids))
+
+    broken = Collator({"a": Broken()}, seed=0, pad_token_id=0)
+    with pytest.raises(DataError, match=f"sample one: strategy broken gave {message}"):
+        broken([Visit(example(20, "one"), 0)])

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from skipalign.encoding import IGNORE_INDEX, Example
-from skipalign.errors import VisibilityError
+from skipalign.errors import DataError, VisibilityError
 from skipalign.key_bias import KeyBias
 from skipalign.logit_scale import scale_of
 from skipalign.packing import Attention
@@ -97,12 +97,39 @@ class Collator:
         rng = sample_rng(self.seed, visit.epoch, example.id)
         strategy = self.strategies[example.source]
         position_ids = strategy.positions(example, rng)
+        _require_increasing(position_ids, strategy, example)
         bias = scale = None
         if self.key_bias is not None:
             bias = self.key_bias.values(example, position_ids, rng)
         if self.logit_scale is not None:
             scale = scale_of(position_ids, self.logit_scale)
         return Placed(example, position_ids, bias, scale)
+
+
+def _require_increasing(
+    position_ids: Int[np.ndarray, " T"], strategy: Strategy, example: Example
+) -> None:
+    """Hold a strategy to its promise; one that is new may break it, and the loss would not tell.
+
+    Raises:
+        DataError: not one position for each token, strictly increasing, in [0, max_position).
+    """
+    known = f"sample {example.id}: strategy {strategy.name} gave"
+    cure = "; give each token one position, strictly increasing from 0 or more - mend positions()"
+    if len(position_ids) != len(example.input_ids):
+        lengths = f"{len(position_ids):,} positions for {len(example.input_ids):,} tokens"
+        raise DataError(f"{known} {lengths}{cure}")
+    wrong = np.flatnonzero(np.diff(position_ids, prepend=-1) < 1)
+    if len(wrong):
+        token = int(wrong[0])
+        before = f" after {position_ids[token - 1]}" if token else ""
+        raise DataError(f"{known} token {token} position {position_ids[token]}{before}{cure}")
+    limit = getattr(strategy, "max_position", None)
+    if limit is not None and position_ids[-1] >= limit:
+        raise DataError(
+            f"{known} position {position_ids[-1]:,}, and its max_position is {limit:,}; positions "
+            "lie below that - mend positions()"
+        )
 
 
 class PackCollator:
