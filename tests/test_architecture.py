@@ -40,7 +40,7 @@ yaml_tree origin results scores shades downloads figures provenance
 comparison ablation parts boards gate page markup report card
 tiny.corpus tiny.pretraining tiny.make watching study plan budget
 export integrations integrations.trl
-grid schema recipe sample terminal preview doctor survey commented starter
+grid schema recipe sample terminal preview preview_page doctor survey commented starter
 commands commands.options commands.data commands.training commands.evaluation commands.machine
 commands.starting cli
 """

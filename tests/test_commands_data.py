@@ -37,6 +37,25 @@ def test_preview_in_json(run: Any):
     assert "next:" in found.err
 
 
+def test_preview_writes_a_page_of_several_samples(run: Any):
+    row = Path("chats.jsonl").read_text()
+    Path("three.jsonl").write_text(row.replace("no json\n", "") * 3)
+    more = ("data=three.jsonl", "--samples", "2", "--index", "1")
+    found = run("preview", "own.yaml", *more, "--html", "samples.html")
+    assert (
+        found.last
+        == "made samples.html of samples 1 to 2; next: skipalign preview own.yaml --index 3"
+    )
+    page = Path("samples.html").read_text()
+    assert page.count('<svg class="ruler"') == 2
+    assert "\x1b" not in page
+    shown = run("preview", "own.yaml", *more)
+    assert "sample 1 of" in shown.out
+    assert "sample 2 of" in shown.out
+    refused = run("preview", "own.yaml", "--json", "--samples", "2")
+    assert (refused.code, "--json prints one sample" in refused.err) == (2, True)
+
+
 def test_preview_draws_what_the_options_say(run: Any):
     drawn = [
         json.loads(run("preview", "own.yaml", "--json", *more).out)["position_ids"]

@@ -111,6 +111,8 @@ def test_labels_leave_out_what_most_names_share():
     assert labels(["pose-4", "pose-2"]) == ["pose-4", "pose-2"]
     unlike = ["packed-loss-weighted", "pose"]
     assert labels(unlike) == ["packed-loss-weigh…", "pose"]
+    runs = ["a-long-name-of-a-method (run-007)", "pose (run-1)"]
+    assert labels(runs) == ["a-long-n…(run-007)", "pose (run-1)"]
     alone = ["a-very-long-name-of-one-method"]
     assert labels(alone) == ["a-very-long-name-…"]
 

@@ -209,6 +209,14 @@ def test_a_summary_of_long_names_leaves_them_out(tmp_path):
     assert page_of(tmp_path / "run")["summary"] == "15 methods with 1 training seed each."
 
 
+def test_the_title_of_many_runs_counts_them(tmp_path):
+    folders = [tmp_path / f"run-number-{n:03}" for n in range(9)]
+    for folder in folders:
+        write_needle(folder / "normal/seed-0", [])
+    assert page_of(*folders[:2])["title"] == "run-number-000, run-number-001"
+    assert page_of(*folders)["title"] == "9 runs, run-number-000 to run-number-008"
+
+
 def test_rows_packed_as_one_text_are_said_to_reach_farther(tmp_path):
     for method, attention in (("packed", "causal"), ("apart", "block_diagonal")):
         packing = {"max_tokens": 1024, "attention": attention, "loss": "token"}

@@ -136,6 +136,26 @@ def test_it_fits_80_columns(tmp_path: Path, colour: bool):
     assert "…" not in plain(text).split("skip", 1)[1].split("role", 1)[1], "no cell is cut"
 
 
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("full", [False, True])
+def test_what_is_hard_to_wrap_fits_80_columns(tmp_path: Path, colour: bool, full: bool):
+    folder = tmp_path / ("deep-" * 20) / ("\u6f22" * 60)
+    folder.mkdir(parents=True)
+    hard = (
+        "\t\ta\tb" * 20
+        + "x" * 300
+        + "\u6f22" * 150
+        + "e\u0301" * 90
+        + "\U0001f642" * 60
+        + "\x1b" * 40
+    )
+    turns = [(role, hard) for role in ("system", "user", "assistant", "user", "assistant")]
+    shown = sample(folder, turns, SkipAlign(max_position=10**9, skip_fraction=1.0, cuts_within=9))
+    text = plain(printed(shown, colour=colour, full=full))
+    assert "\t" not in text, "a tab is as wide as a terminal makes it"
+    assert max(cell_len(line) for line in text.splitlines()) <= 80
+
+
 def test_the_table_holds_each_segment(tmp_path: Path):
     shown = sample(tmp_path, key_bias=GapBias())
     rows = [line.split() for line in printed(shown).splitlines()]

@@ -301,7 +301,7 @@ def maps(section: Section, columns: Sequence[int], window: int | None) -> dict[s
         for name, found in scores.items()
     }
     every = [score for found in scores.values() for score in found.values()]
-    note = _map_note(every) if every else ""
+    note = _map_note(every)
     first = _of_the_paper(section.groups)
     shown_first = [drawn[name] for name in first] if small else []
     rest = [each for name, each in drawn.items() if not shown_first or name not in first]
@@ -385,6 +385,8 @@ def map_cell(
 
 
 def _map_note(cells: Sequence[Mapping[str, Any]]) -> str:
+    if not cells:
+        return ""
     seeds = span([cell["num_seeds"] for cell in cells])
     trials = span([cell["num_trials"] for cell in cells])
     return f"{'one seed' if seeds == '1' else f'mean over {seeds} seeds'}, {trials} trials a cell"

@@ -14,6 +14,7 @@ import numpy as np
 
 LABEL_GAP = 14.0
 CHARACTER = 6.3  # mean width of a label's character at the plots' 12 units of type
+LEFT = 54.0  # for the label of the upright axis and its ticks
 PANEL = (200.0, 132.0)  # size of one of many small plots
 MAX_POINTS = 240  # of a loss curve; more are averaged in groups
 LONGEST_LABEL = 18
@@ -176,7 +177,7 @@ def curves(
     labels = _labels([each.name for each in series])
     width, height = size[0], max(size[1], LABEL_GAP * min(len(series), MOST_LABELS) + 70)
     right = width - 20 - CHARACTER * max(map(len, labels), default=0)
-    frame = _Frame(46, right, 24 if marks else 12, height - 42, *axes)
+    frame = _Frame(LEFT, right, 24 if marks else 12, height - 42, *axes)
     drawn = [(label, each) for label, each in zip(labels, series, strict=True) if each.points]
     ends = [frame.y(each.points[-1][1]) for _, each in drawn]
     gap = LABEL_GAP if len(series) <= MOST_LABELS else 0.0
@@ -247,7 +248,7 @@ def histogram(
 ) -> Plot:
     """Lay out a histogram as one stepped area; `rule` is a level line."""
     size = (360.0, 210.0)
-    frame = _Frame(46, size[0] - 14, 10, size[1] - 42, *axes)
+    frame = _Frame(LEFT, size[0] - 14, 10, size[1] - 42, *axes)
     corners = [f"M{frame.x(edges[0]):g} {frame.bottom:g}"]
     for stop, height in zip(edges[1:], heights, strict=True):
         corners.append(f"V{frame.y(height) if height > 0 else frame.bottom:g}H{frame.x(stop):g}")
@@ -384,4 +385,9 @@ def _labels(names: Sequence[str]) -> list[str]:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
+    """Cut a name; the run in brackets, which tells it from its namesakes, stays."""
+    if len(text) <= LONGEST_LABEL:
+        return text
+    start = text.rfind("(")
+    tail = text[start:] if text.endswith(")") and len(text) - start <= LONGEST_LABEL - 6 else ""
+    return f"{text[: LONGEST_LABEL - 1 - len(tail)]}…{tail}"

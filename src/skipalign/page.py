@@ -29,6 +29,7 @@ from skipalign.provenance import (
 from skipalign.results import DOCUMENTS, TOKENS_OF_TASK, Group, Run, group, training_window
 from skipalign.scores import at_window, reference, sections
 
+LONGEST_TITLE = 120  # characters of the runs' names
 LONGEST_LIST = 400  # characters of the methods' names in the summary
 TALL = 40  # rows of a table that scrolls below its head
 # What is made by training alone: a base that is only extended has none of it.
@@ -56,7 +57,7 @@ def page(runs: Sequence[Run]) -> dict[str, Any]:
         "names": names,
         "places": {name: place for place, name in enumerate(names)},
         "tall": TALL,
-        "title": ", ".join(run.folder.resolve().name for run in runs),
+        "title": _title(runs),
         "summary": _summary(groups),
         "missing": _missing(groups),
         "notes": _notes(runs, blocks),
@@ -123,6 +124,12 @@ def _ablations(groups: Sequence[Group], window: int | None) -> list[dict[str, An
         members = [one for one in groups if one.name in each.methods]
         found += [drawn(each, section, window) for section in sections(members, "needle")]
     return [each for each in found if each["lengths"]]
+
+
+def _title(runs: Sequence[Run]) -> str:
+    names = [run.folder.resolve().name for run in runs]
+    title = ", ".join(names)
+    return title if len(title) <= LONGEST_TITLE else f"{len(names)} runs, {names[0]} to {names[-1]}"
 
 
 def _summary(groups: Sequence[Group]) -> str:

@@ -76,9 +76,9 @@ def show(
         drawing.legend(),
         drawing.ruler(width),
         drawing.table(),
-        *drawing.notes(),
+        *(f"note: {note}" for note in notes(sample)),
     ):
-        console.print(part, width=width, highlight=False, overflow="fold")
+        console.print(part, width=width, highlight=False, markup=False, overflow="fold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,20 +277,20 @@ class _Drawing:
             drawn.add_row(Text(self.shown(row["role"]), style=style), *cells)
         return drawn
 
-    def notes(self) -> "Iterator[Text]":
-        from rich.text import Text
 
-        sample = self.sample
-        fraction = getattr(sample.strategy, "skip_fraction", 0.0)
-        if not sample.skips and fraction:
-            yield Text(f"note: no skip in this epoch (skip_fraction {fraction}); try --epoch 1")
-        for name, number in sample.notes.items():
-            yield Text("note: " + NOTES.get(name, name + ": {n}").format(n=number))
-        if sample.num_skipped_rows:
-            yield Text(
-                f"note: rows before this one that were rejected or dropped: "
-                f"{sample.num_skipped_rows:,}; `skipalign prepare` says why"
-            )
+def notes(sample: Sample) -> list[str]:
+    """Return what must be known of a sample besides its text, in sentences."""
+    found: list[str] = []
+    fraction = getattr(sample.strategy, "skip_fraction", 0.0)
+    if not sample.skips and fraction:
+        found.append(f"no skip in this epoch (skip_fraction {fraction}); try --epoch 1")
+    found += [NOTES.get(name, name + ": {n}").format(n=n) for name, n in sample.notes.items()]
+    if sample.num_skipped_rows:
+        found.append(
+            f"rows before this one that were rejected or dropped: {sample.num_skipped_rows:,}; "
+            "`skipalign prepare` says why"
+        )
+    return found
 
 
 def _count(number: int) -> str:

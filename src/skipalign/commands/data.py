@@ -1,7 +1,8 @@
 """preview, prepare: from rows of a file to samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,6 +25,7 @@ from skipalign.terminal import console, hush, last_line, print_accounting, print
 if TYPE_CHECKING:
     from skipalign.prepare import Source
     from skipalign.recipe import Recipe
+    from skipalign.sample import Sample
     from skipalign.schema import Settings
 
 
@@ -35,40 +37,70 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), help="Of the training; the recipe's first.")
 @click.option("--epoch", type=click.IntRange(min=0), default=0, help="Draws the positions anew.")
 @click.option("--full", is_flag=True, help="Show long texts whole.")
+@click.option(
+    "--samples", type=click.IntRange(1, 100), default=1, help="How many, from --index on."
+)
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page instead."
+)
 @OUTPUT
 def preview(recipe: str, overrides: Sequence[str], **given: Any) -> None:
-    """Show one sample: what is trained, where positions skip.
+    """Show samples: what is trained, where positions skip.
 
     Without --method it is the recipe's first method that skips.
     """
+    if given["as_json"] and (given["html"] or given["samples"] > 1):
+        raise click.UsageError("--json prints one sample; leave out --samples and --html")
     hush(verbose=given["verbose"])
     read = load(recipe, overrides)
     method = known(given["method"] or _method_that_skips(read), read.methods, "method")
-    settings = read.methods[method]
+    samples, tokenizer = _drawn(read, method, given)
+    from skipalign.preview import show
+    from skipalign.preview_page import write_preview
+    from skipalign.sample import describe
+
+    made = f"showed {_numbers(samples)}"
+    if given["html"]:
+        write_preview(samples, tokenizer, given["html"], method=method, full=given["full"])
+        made = f"made {given['html']} of {_numbers(samples)}"
+    elif given["as_json"]:
+        print_json({"method": method, **describe(samples[0], tokenizer)})
+    else:
+        for sample in samples:
+            show(sample, tokenizer, console(), method=method, full=given["full"])
+    following = f"skipalign preview {recipe} --index {samples[-1].index + 1}"
+    last_line(made, following, as_json=given["as_json"])
+
+
+def _drawn(read: "Recipe", method: str, given: Mapping[str, Any]) -> "tuple[list[Sample], Any]":
     from skipalign import tiny
     from skipalign.model import load_tokenizer
-    from skipalign.preview import show
-    from skipalign.sample import describe, draw_sample
+    from skipalign.sample import draw_sample
 
+    settings = read.methods[method]
     seed = read.seeds[0] if given["seed"] is None else given["seed"]
     base = settings.base.of(seed)
     tokenizer = load_tokenizer(tiny.tokenizer_of(base.path), revision=base.revision)
-    sample = draw_sample(
-        _sources(settings, given["source"]),
-        settings.strategies,
-        tokenizer,
-        index=given["index"],
-        seed=seed,
-        epoch=given["epoch"],
-        key_bias=settings.key_bias,
-        template_kwargs=settings.template_kwargs,
-    )
-    if given["as_json"]:
-        print_json({"method": method, **describe(sample, tokenizer)})
-    else:
-        show(sample, tokenizer, console(), method=method, full=given["full"])
-    following = f"skipalign preview {recipe} --index {sample.index + 1}"
-    last_line(f"showed sample {sample.index}", following, as_json=given["as_json"])
+    sources = _sources(settings, given["source"])
+    samples = [
+        draw_sample(
+            sources,
+            settings.strategies,
+            tokenizer,
+            index=index,
+            seed=seed,
+            epoch=given["epoch"],
+            key_bias=settings.key_bias,
+            template_kwargs=settings.template_kwargs,
+        )
+        for index in range(given["index"], given["index"] + given["samples"])
+    ]
+    return samples, tokenizer
+
+
+def _numbers(samples: "Sequence[Sample]") -> str:
+    first, last = samples[0].index, samples[-1].index
+    return f"sample {first}" if first == last else f"samples {first} to {last}"
 
 
 @click.command()

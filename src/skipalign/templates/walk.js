@@ -2,24 +2,25 @@
 // sample, and what the one in focus has to say stands at the foot of the window: for touch and
 // keys, which cannot hover. Without this every label is still there for a screen reader.
 {
-  const SPEAKING = "[data-walk] [aria-label]";
+  const SPEAKING = "[data-walk] [aria-label], [data-walk=text] [title]";
   const told = document.createElement("div");
   told.className = "told";
   told.hidden = true;
   told.setAttribute("aria-hidden", "true"); // the element in focus says the same
   document.body.append(told);
   const tell = (one) => {
-    told.textContent = one ? one.getAttribute("aria-label") : "";
+    told.textContent = one ? (one.getAttribute("aria-label") ?? one.title) : "";
     told.hidden = !one;
   };
+  const all = (group) =>
+    [...group.querySelectorAll(group.dataset.walk === "text" ? "[title]" : "[aria-label]")];
   const seen = (one) => !one.closest(".out");
   for (const group of document.querySelectorAll("[data-walk]")) {
     if (group.dataset.walk === "grid") {
       group.setAttribute("role", "grid");
       group.setAttribute("aria-readonly", "true");
     }
-    const items = group.querySelectorAll("[aria-label]");
-    items.forEach((one, place) => { one.tabIndex = place ? -1 : 0; });
+    all(group).forEach((one, place) => { one.tabIndex = place ? -1 : 0; });
   }
   const inGrid = (one, key) => {
     const row = one.parentElement;
@@ -31,7 +32,7 @@
       End: cells.at(-1) }[key];
   };
   const inList = (group, one, key) => {
-    const items = [...group.querySelectorAll("[aria-label]")].filter(seen);
+    const items = all(group).filter(seen);
     const place = items.indexOf(one);
     const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[key];
     return step ? items[place + step] : { Home: items[0], End: items.at(-1) }[key];
@@ -41,7 +42,8 @@
     if (!one) return;
     if (event.key === "Escape") tell(null);
     const group = one.closest("[data-walk]");
-    const walk = group.dataset.walk === "grid" ? inGrid(one, event.key) : inList(group, one, event.key);
+    const isGrid = group.dataset.walk === "grid";
+    const walk = isGrid ? inGrid(one, event.key) : inList(group, one, event.key);
     if (!walk) return;
     event.preventDefault();
     one.tabIndex = -1;
