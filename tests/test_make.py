@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from skipalign import recipe, tiny
+from skipalign.conversation import Conversation, Message, Place
+from skipalign.encoding import IGNORE_INDEX, Encoder
 from skipalign.errors import ModelError
+from skipalign.generation import TransformersGenerator
 from skipalign.model import load_model, load_tokenizer, weights_digest
 from skipalign.progress import Silent
 from skipalign.tiny import corpus, make, pretraining
@@ -52,6 +55,33 @@ def test_conversations_are_remade_to_the_byte(prose: str, tmp_path: Path):
     packaged = gzip.decompress(tiny.CONVERSATIONS.read_bytes())
     assert packaged.startswith(remade)
     assert packaged.count(b"\n") == make.NUM_CONVERSATIONS
+
+
+@pytest.mark.long
+def test_answers_are_right_token_by_token_when_the_model_left_to_itself_writes_them(prose: str):
+    # Beyond its window the base is right about as often as it is wrong.
+    law = corpus.ConversationLaw(max_tokens=4 * make.WINDOW)
+    tokenizer, model = load_tokenizer(str(tiny.BASE)), load_model(str(tiny.BASE)).eval()
+    maker, rng = make.conversation_maker(tokenizer, prose, law), np.random.default_rng(5)
+    encoder = Encoder(tokenizer, max_tokens=4 * make.WINDOW)
+    generator = TransformersGenerator(model, tokenizer)
+    forced, written = [], []
+    while len(forced) < 200:
+        messages = tuple(Message(**message) for message in maker.draw(rng))
+        told = Conversation(messages, Place("drawn", 1), "long", "x")
+        (example,) = encoder.encode(told).examples
+        ids, trained = example.input_ids, example.labels != IGNORE_INDEX
+        forced += make.forced_answers(model, ids, trained)
+        starts = np.flatnonzero(np.diff(trained.astype(int)) == 1) + 1
+        answers = [ids[at : at + np.argmin(np.append(trained[at:], False))] for at in starts]
+        num = max(map(len, answers))
+        said = generator.generate([ids[:at].tolist() for at in starts], max_new_tokens=num)
+        written += [
+            list(answer) == [*completion.ids, tokenizer.eos_token_id][: len(answer)]
+            for answer, completion in zip(answers, said, strict=True)
+        ]
+    assert written == forced
+    assert 0.2 < np.mean(forced) < 0.9, "both are always right or always wrong: shows nothing"
 
 
 def test_conversations_ask_only_what_their_document_tells():

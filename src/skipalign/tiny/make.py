@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
@@ -158,16 +158,30 @@ def rows_of(tokenizer: Any, prose: str, rng: np.random.Generator) -> RowMaker:
 def retrieval(model: Any, tokenizer: Any, prose: str, num_conversations: int = 300) -> float:
     """Return the share of answers, at the window, whose every token the model predicts."""
     pool = _conversation_pool(tokenizer, prose, np.random.default_rng(SEED + 1), num_conversations)
-    right: list[bool] = []
-    for ids, trained in pool:
-        row = torch.from_numpy(ids).long()[None]
-        with torch.no_grad():
-            found = model(row, attention_mask=torch.ones_like(row)).logits[0].argmax(-1).numpy()
-        wrong = trained[1:] & (found[:-1] != ids[1:])
-        edges = np.flatnonzero(np.diff(trained.astype(int)) == 1)
-        ends = np.append(edges[1:], len(ids) - 1)
-        right += [not wrong[start:stop].any() for start, stop in zip(edges, ends, strict=True)]
-    return float(np.mean(right))
+    found = (right for ids, trained in pool for right in forced_answers(model, ids, trained))
+    return float(np.mean(list(found)))
+
+
+def forced_answers(
+    model: Any, ids: Int[np.ndarray, " T"], trained: Bool[np.ndarray, " T"]
+) -> list[bool]:
+    """Return, for each answer, whether every token is the likeliest after the true ones before it.
+
+    That is so exactly when the model, left to itself, writes the answer to its end: the first
+    token that differs is the same either way.
+
+    Args:
+        model: a causal language model.
+        ids: a conversation.
+        trained: which of its tokens are answers.
+    """
+    row = torch.from_numpy(ids).long()[None]
+    with torch.no_grad():
+        found = model(row, attention_mask=torch.ones_like(row)).logits[0].argmax(-1).numpy()
+    wrong = trained[1:] & (found[:-1] != ids[1:])
+    edges = np.flatnonzero(np.diff(trained.astype(int)) == 1)
+    ends = np.append(edges[1:], len(ids) - 1)
+    return [not wrong[start:stop].any() for start, stop in zip(edges, ends, strict=True)]
 
 
 def write_conversations(maker: ConversationMaker, seed: int, path: Path, count: int) -> None:
