@@ -37,7 +37,9 @@ class Bar(Protocol):
 class Progress(Protocol):
     """Where stages report how far they are."""
 
-    def bar(self, description: str, total: int | None) -> AbstractContextManager[Bar]: ...
+    def bar(self, description: str, total: int | None) -> AbstractContextManager[Bar]:
+        """Begin a stage of `total` things, None where nobody knows; it ends with the block."""
+        ...
 
 
 class _SilentBar:
@@ -56,6 +58,7 @@ class Silent:
 
     @contextmanager
     def bar(self, description: str, total: int | None) -> Generator[Bar]:  # noqa: ARG002
+        """Begin a stage that nobody hears of."""
         yield _SilentBar()
 
 
@@ -67,6 +70,7 @@ class Labelled:
     label: str
 
     def bar(self, description: str, total: int | None) -> AbstractContextManager[Bar]:
+        """Begin a stage of the other, under the label."""
         return self.inner.bar(f"{self.label} {description}", total)
 
 
@@ -87,6 +91,7 @@ class Terminal:
 
     @contextmanager
     def bar(self, description: str, total: int | None) -> Generator[Bar]:
+        """Begin a stage and draw it."""
         drawn = _rich_bar if sys.stderr.isatty() else Lines().bar
         with drawn(_shown(description), total) as bar:
             yield bar

@@ -143,6 +143,12 @@ def data_files(path: str) -> list[Path]:
 
 
 def file_rows(path: Path, limit: int) -> Iterator[Row]:
+    """Yield the rows of a file by its suffix; lines of JSON where it says nothing.
+
+    Args:
+        path: .json, .jsonl, .csv or .parquet, also with .gz behind it.
+        limit: bytes of the longest row that is read.
+    """
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     reader = {"json": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}.get(kind, _line_rows)
     opener = gzip.open if path.suffix.lower() == ".gz" else open

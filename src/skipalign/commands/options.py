@@ -19,6 +19,7 @@ Command = Callable[..., Any]
 
 
 def options(*options: Command) -> Callable[[Command], Command]:
+    """Return one decorator for several options, in the order of the help."""
     def decorate(command: Command) -> Command:
         return functools.reduce(lambda inner, option: option(inner), reversed(options), command)
 
@@ -33,6 +34,7 @@ def _override(_: click.Context, __: click.Parameter, values: tuple[str, ...]) ->
 
 
 def numbers(kind: type[int] | type[float]) -> Command:
+    """Return the callback of an option that takes numbers with commas between."""
     def parse(_: click.Context, __: click.Parameter, value: str | None) -> Any:
         try:
             return None if value is None else tuple(kind(each) for each in value.split(","))
@@ -43,6 +45,7 @@ def numbers(kind: type[int] | type[float]) -> Command:
 
 
 def names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Return the names of an option that takes them with commas between."""
     return None if value is None else tuple(each.strip() for each in value.split(","))
 
 
@@ -68,18 +71,25 @@ OUTPUT = options(
 
 
 def load(recipe: str, overrides: Sequence[str] = ()) -> "Recipe":
+    """Read a recipe with its overrides; nothing heavy is imported before."""
     from skipalign.recipe import load
 
     return load(recipe, overrides)
 
 
 def known(found: str, known: Collection[str], what: str) -> str:
+    """Return a name that the recipe has.
+
+    Raises:
+        RecipeError: it has no such thing.
+    """
     if found in known:
         return found
     raise RecipeError(f"no {what} {found!r}; the recipe has {', '.join(known)}")
 
 
 def run_dir_of(recipe: "Recipe", given: Mapping[str, Any]) -> Path:
+    """Return where the run of a recipe lies."""
     return Path(given["runs_dir"]) / recipe.name
 
 
@@ -90,6 +100,7 @@ def choosing(recipe: "Recipe", training: "Training") -> str:
 
 
 def print_recipe(recipe: "Recipe", given: Mapping[str, Any]) -> None:
+    """Print the resolved recipe, as YAML or as JSON."""
     text = recipe.resolved()
     if given["as_json"]:
         from skipalign.yaml_tree import read_yaml

@@ -172,9 +172,11 @@ class Needles:
         return "niah_one" if self.num_queries * self.num_values == 1 else "niah_many"
 
     def most(self, trial: Trial) -> int:
+        """Return how many needles there are at most."""
         return trial.context_length  # a unit is a token at least
 
     def puzzle(self, num_units: int, trial: Trial) -> Puzzle:
+        """Make a text that holds needles among others, prose or noise."""
         rng = trial.rng(self.name)
         num_others = num_units if self.haystack == "needles" else 0
         num_needles = self.num_keys * self.num_values
@@ -254,9 +256,11 @@ class Variables:
     least: int = 1 + _NUM_HOPS
 
     def most(self, trial: Trial) -> int:
+        """Return how many lines there are at most."""
         return trial.context_length
 
     def puzzle(self, num_units: int, trial: Trial) -> Puzzle:
+        """Make chains of assigned variables: which hold the value asked for?"""
         rng = trial.rng(self.name)
         example = self._chain(_EXAMPLE_LINES, 3, rng)
         asked = self._chain(num_units, 5, rng)
@@ -282,9 +286,11 @@ class CommonWords:
     least: int = 2 * _NUM_COMMON
 
     def most(self, trial: Trial) -> int:
+        """Return how many words the list has at most."""
         return min(len(_words()), trial.context_length)
 
     def puzzle(self, num_units: int, trial: Trial) -> Puzzle:
+        """Make a list in which some words come more often: which ones?"""
         rng = trial.rng(self.name)
         is_long = trial.context_length >= _LONG_LIST
         example = self._list(40 if is_long else 20, (10, 3) if is_long else (3, 1), rng)
@@ -315,9 +321,11 @@ class FrequentWords:
     least: int = 53  # from here on the fourth word comes more often than the fifth
 
     def most(self, trial: Trial) -> int:
+        """Return how many words there are at most."""
         return trial.context_length
 
     def puzzle(self, num_units: int, trial: Trial) -> Puzzle:
+        """Make a text of coded words drawn by a zeta law: which three come most often?"""
         rng = trial.rng(self.name)
         size = max(5, trial.context_length // _TOKENS_PER_CODED_WORD)
         words = ["...", *_codes(size - 1, _CODE_LENGTH, ascii_lowercase, rng)]
@@ -347,9 +355,11 @@ class Questions:
     least: int = 1
 
     def most(self, trial: Trial) -> int:
+        """Return how many documents there are."""
         return len(trial.sources.files[self.name].documents)
 
     def puzzle(self, num_units: int, trial: Trial) -> Puzzle:
+        """Make a question and documents, of which one or some hold its answer."""
         rng, file = trial.rng(self.name), trial.sources.files[self.name]
         question = file.questions[trial.index]
         own, near = list(question.own), list(question.near)
