@@ -217,6 +217,11 @@ def _num_values(column: Any) -> int:
 
 
 def hub_rows(path: str, split: str) -> Iterator[Row]:
+    """Yield the rows of a split of a data set of the hub, `NAME` or `NAME:CONFIG`, as they come.
+
+    Raises:
+        DataError: it is not there, or cannot be read on.
+    """
     number = 0
     name, _, config = path.partition(":")
     try:

@@ -20,6 +20,7 @@ Command = Callable[..., Any]
 
 def options(*options: Command) -> Callable[[Command], Command]:
     """Return one decorator for several options, in the order of the help."""
+
     def decorate(command: Command) -> Command:
         return functools.reduce(lambda inner, option: option(inner), reversed(options), command)
 
@@ -35,6 +36,7 @@ def _override(_: click.Context, __: click.Parameter, values: tuple[str, ...]) ->
 
 def numbers(kind: type[int] | type[float]) -> Command:
     """Return the callback of an option that takes numbers with commas between."""
+
     def parse(_: click.Context, __: click.Parameter, value: str | None) -> Any:
         try:
             return None if value is None else tuple(kind(each) for each in value.split(","))
