@@ -199,15 +199,18 @@ class Pace:
         self._reports = deque([(self._began, 0)], maxlen=_REMEMBERED)
 
     def advance(self, amount: int = 1) -> None:
+        """Count what was done just now."""
         self.done += amount
         self._reports.append((self.now(), self.done))
 
     def already(self, amount: int) -> None:
+        """Count what an earlier start did."""
         self.done += amount
         self._reports.clear()
         self._reports.append((self.now(), self.done))
 
     def set_total(self, total: int) -> None:
+        """Say how many there are in all."""
         self.total = total
 
     @property
