@@ -20,7 +20,7 @@ SRC = ROOT / "src" / "skipalign"
 # Each room imports, at run time, only rooms before it. ARCHITECTURE.md holds the same list.
 ORDER_TEXT = """
 errors files visible progress
-readers conversation tokens template encoding prepare
+rowcount readers conversation tokens template encoding prepare
 laws positions key_bias coverage rope packing costs logit_scale
 visits batch bias_attention borders adapters model shapes probe checkpoints
 distribution layout chunked_loss engine training

@@ -110,21 +110,19 @@ def load_model(
     options["dtype"] = getattr(torch, dtype)
     if found is not None:
         weights, of_base = (base, None) if base else found
-        with weights_told(progress):
-            model = _load_weights(weights, config, revision=of_base, **options)
+        model = _load_weights(weights, config, progress, revision=of_base, **options)
         return adapters.load(model, path, revision=revision)
     if adapter is not None:
         options["quantization_config"] = adapter.quantization(options["dtype"])
-    with weights_told(progress):
-        model = _load_weights(path, config, revision=revision, **options)
+    model = _load_weights(path, config, progress, revision=revision, **options)
     if adapter is None:
         return model
     return adapters.attach(model, adapter, base=path, revision=revision, seed=seed)
 
 
 @contextmanager
-def weights_told(progress: Progress) -> Generator[None]:
-    """While open, what transformers loads is told to `progress`, in place of its own bars."""
+def files_told(progress: Progress) -> Generator[None]:
+    """While open, the weights that transformers reads and writes are told to `progress`."""
 
     def told(made: Callable[..., Any], items: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if not items:
@@ -138,11 +136,12 @@ def weights_told(progress: Progress) -> Generator[None]:
         logging.set_tqdm_hook(before)
 
 
-def _load_weights(path: str, config: Config, **options: Any) -> Any:
+def _load_weights(path: str, config: Config, progress: Progress, **options: Any) -> Any:
     try:
-        return AutoModelForCausalLM.from_pretrained(  # nosec B615 # options hold the revision
-            path, config=config, use_safetensors=True, trust_remote_code=False, **options
-        )
+        with files_told(progress):
+            return AutoModelForCausalLM.from_pretrained(  # nosec B615 # options hold the revision
+                path, config=config, use_safetensors=True, trust_remote_code=False, **options
+            )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(_load_message("model", path, error)) from None
 

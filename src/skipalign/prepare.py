@@ -29,6 +29,7 @@ from skipalign.encoding import IGNORE_INDEX, Encoded, Encoder, Example, Segment
 from skipalign.errors import DataError, RecipeError, RunError
 from skipalign.files import read_json, write_json, written_aside
 from skipalign.progress import Bar, Progress, Silent
+from skipalign.rowcount import num_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _SILENT = Silent()
 
 _MAX_WAITING = 4096
+_LARGE = 256  # MiB of a file whose reading takes a while
 _FORMAT = 1
 """Part of the fingerprint: raise it whenever the same row gives another example."""
 
@@ -93,7 +95,7 @@ def prepare(
         limit: Encoder(tokenizer, max_tokens=limit, template_kwargs=template_kwargs)
         for limit in {source.max_tokens for source in sources}
     }
-    files = {source.name: _files(source.path) for source in sources}
+    files = {source.name: _files(source.path, progress) for source in sources}
     require_same_files({name: each.digests for name, each in files.items()}, trained_on, out)
     manifest = _manifest(sources, files, tokenizer, encoders[sources[0].max_tokens])
     manifest["template_kwargs"] = dict(template_kwargs or {})
@@ -425,31 +427,34 @@ def _require_examples(tallies: Mapping[str, _Tally]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """What a path held: a digest of each file; `num_rows` where lines tell it."""
+    """What a path held: a digest of each file; about how many rows, where that is known."""
 
     digests: tuple[tuple[str, str], ...]
     num_rows: int | None
     stamps: tuple[tuple[str, int, int], ...] = ()
 
 
-def _files(path: str) -> _Files:
+def _files(path: str, progress: Progress) -> _Files:
     local = Path(path).expanduser()
     if not local.exists():
         return _Files(((path, "data set"),), None)
     stamps, found = _stamps(path), _listed(local)
     digests: list[tuple[str, str]] = []
-    lines = 0
+    rows: list[int | None] = []
     for file in sorted(found):
-        digest = hashlib.sha256()
-        with file.open("rb") as handle:
+        digest, lines, mebibytes = hashlib.sha256(), 0, file.stat().st_size >> 20
+        told = progress if mebibytes >= _LARGE else _SILENT
+        with file.open("rb") as handle, told.bar(f"read {file.name}, MiB", mebibytes) as bar:
             while chunk := handle.read(2**20):
                 digest.update(chunk)
                 lines += chunk.count(b"\n")
+                bar.advance()
+        rows.append(num_rows(file, lines))
         # Names order the files of a folder; a lone file may be moved, but keeps its kind.
         name = file.name if local.is_dir() else file.suffix
         digests.append((name, digest.hexdigest()))
-    by_line = all(file.suffix in (".jsonl", ".ndjson") for file in found)
-    return _Files(tuple(digests), max(lines, 1) if by_line else None, stamps)
+    known = [each for each in rows if each is not None]
+    return _Files(tuple(digests), sum(known) if len(known) == len(rows) else None, stamps)
 
 
 def _listed(local: Path) -> list[Path]:

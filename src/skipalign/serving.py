@@ -21,7 +21,7 @@ from skipalign.errors import ModelError
 from skipalign.evaluation.haystack import read_haystack
 from skipalign.files import read_json
 from skipalign.generation import TransformersGenerator
-from skipalign.model import extend, load_config, load_model, load_tokenizer, weights_told
+from skipalign.model import extend, files_told, load_config, load_model, load_tokenizer
 from skipalign.progress import Progress, Silent
 from skipalign.rope import ROPE_EXTENSIONS
 
@@ -67,7 +67,7 @@ def verify_export(
     if find_spec("vllm"):
         loaders["vllm"] = lambda: _by_vllm(path, ids, start)
     reading = progress.bar(f"read {tokens:,} tokens", 1 + len(loaders))
-    with reading as bar, weights_told(Silent()):
+    with reading as bar, files_told(Silent()):
         trained = _as_trained(path)
         ours = TransformersGenerator(trained, tokenizer).log_likelihoods([ids], [start])[0]
         bar.advance()

@@ -46,7 +46,7 @@ from skipalign.files import append_json_line, write_json
 from skipalign.key_bias import KeyBias
 from skipalign.layout import refuse_here, refuse_layout
 from skipalign.logit_scale import scaled_logits
-from skipalign.model import save_model
+from skipalign.model import files_told, save_model
 from skipalign.packing import Packing
 from skipalign.positions import Strategy
 from skipalign.prepare import ExampleFile
@@ -185,7 +185,7 @@ def train(
     with _ctrl_c_stops(watch), bar as watch.bar, _training_only(model, collator), told:
         _train_from(engine, newest_checkpoint(Path(args.output_dir)), out)
     if not watch.interrupted:
-        _save_final(engine, tokenizer, out / "model")
+        _save_final(engine, tokenizer, out / "model", progress or Silent())
     return watch.outcome(engine)
 
 
@@ -203,8 +203,9 @@ def _watch(
 
 @contextlib.contextmanager
 def _training_only(model: Any, collator: Collator) -> Generator[None]:
-    """While open, the model takes what its batches carry in training alone."""
+    """While open, the model takes what its batches carry in training alone; saving is silent."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(files_told(Silent()))  # checkpoints draw no bars below the training's
         if collator.logit_scale is not None:
             stack.enter_context(scaled_logits(model))
         if collator.key_bias is not None and not collator.float_mask:
@@ -481,14 +482,15 @@ class _ctrl_c_stops:  # noqa: N801 - reads as a verb where it is used
             signal.signal(signal.SIGINT, self.before)
 
 
-def _save_final(trainer: SkipTrainer, tokenizer: Any, folder: Path) -> None:
+def _save_final(trainer: SkipTrainer, tokenizer: Any, folder: Path, progress: Progress) -> None:
     trainer.require_finite_weights()
     gathered = whole_weights(trainer)
     if is_first():
         aside = folder.with_name(".model.partial")
         shutil.rmtree(aside, ignore_errors=True)
         model = trainer.accelerator.unwrap_model(trainer.model)
-        save_model(model, tokenizer, aside, gathered)
+        with files_told(progress):
+            save_model(model, tokenizer, aside, gathered)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(aside, folder)
     trainer.accelerator.wait_for_everyone()

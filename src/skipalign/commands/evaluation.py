@@ -8,13 +8,12 @@ from typing import Any
 import click
 
 from skipalign.commands.options import (
-    JSON,
-    OUTPUT,
     OVERRIDES,
     load,
     names,
     numbers,
     options,
+    output,
 )
 from skipalign.errors import ModelError
 from skipalign.terminal import (
@@ -101,7 +100,7 @@ BACKEND = options(
 @BACKEND
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where results go.")
 @click.option("--overwrite", is_flag=True, help="Throw away other results in OUT.")
-@OUTPUT
+@output("the task's document: settings, cells with n and interval")
 def evaluate(model: str, overrides: Sequence[str], **given: Any) -> None:
     """Measure a model in one task, such as a grid of needles.
 
@@ -142,26 +141,28 @@ def _one_of(named: tuple[str, ...] | None, listed: tuple[str, ...] | None) -> An
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--e", is_flag=True, help="In the three buckets of length of LongBench-E.")
 @click.option("--official-faults", is_flag=True, help="0 where the official code fails.")
-@JSON
-def score(folder: Path, e: bool, official_faults: bool, as_json: bool) -> None:
+@output("tasks, categories and averages with n and interval")
+def score(folder: Path, e: bool, official_faults: bool, **given: Any) -> None:
     """Score stored LongBench answers without a model.
 
     FOLDER holds one TASK.jsonl a task, in the official fields: pred, answers, all_classes, length.
     """
-    hush(verbose=False)
+    hush(verbose=given["verbose"])
     from skipalign.evaluation.longbench_score import score_folder
 
-    found = score_folder(folder, e=e, official_faults=official_faults)
-    (print_json if as_json else print_longbench)(found)
+    progress = progress_for(quiet=given["quiet"])
+    found = score_folder(folder, e=e, official_faults=official_faults, progress=progress)
+    (print_json if given["as_json"] else print_longbench)(found)
     following = f"skipalign score {folder} --json > scores.json"
-    last_line(f"scored {len(found['tasks'])} task(s) of {folder}", following, as_json=as_json)
+    scored = f"scored {len(found['tasks'])} task(s) of {folder}"
+    last_line(scored, following, as_json=given["as_json"])
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="The page, or a folder for it.")
 @click.option("--json-out", type=click.Path(dir_okay=False, path_type=Path), help=STUDY_DOCUMENT)
-@OUTPUT
+@output("a list: a row a method and task")
 def report(runs: Sequence[Path], out: Path | None, **given: Any) -> None:
     """Write one page of one or more runs; print their table.
 
@@ -185,18 +186,18 @@ def report(runs: Sequence[Path], out: Path | None, **given: Any) -> None:
 @click.command("verify-export")
 @click.argument("model")
 @click.option("--length", type=click.IntRange(min=4), help="Tokens to read; the model's window.")
-@JSON
-def verify_export(model: str, length: int | None, as_json: bool) -> None:
+@output("differences by loader, whether they agree, the command that serves")
+def verify_export(model: str, length: int | None, **given: Any) -> None:
     """Compare what loaders make of MODEL at far positions.
 
     A RoPE extension that a loader reads otherwise shows at far positions alone. Reads a long text
     as trained, by plain transformers and, where it is installed, by vLLM.
     """
-    hush(verbose=False)
+    hush(verbose=given["verbose"])
     from skipalign.serving import verify_export as verify
 
-    found = verify(model, length=length)
-    if as_json:
+    found = verify(model, length=length, progress=progress_for(quiet=given["quiet"]))
+    if given["as_json"]:
         print_json(found)
     else:
         for name, each in found["loaders"].items():
@@ -208,7 +209,7 @@ def verify_export(model: str, length: int | None, as_json: bool) -> None:
             f"model was trained, beyond {found['tolerance']} nats; compare rope_parameters in its "
             "config.json with the recipe's rope"
         )
-    last_line(f"compared {found['tokens']} tokens", found["serve"][0], as_json=as_json)
+    last_line(f"compared {found['tokens']} tokens", found["serve"][0], as_json=given["as_json"])
 
 
 def _task_settings(run_dir: Path | None, overrides: Sequence[str], given: Mapping[str, Any]) -> Any:

@@ -2,19 +2,19 @@
 
 import click
 
-from skipalign.commands.options import JSON
+from skipalign.commands.options import output
 from skipalign.errors import SkipalignError
-from skipalign.terminal import console, hush, last_line, print_json
+from skipalign.terminal import console, hush, last_line, print_json, progress_for
 
 
 @click.command()
-@JSON
-def doctor(as_json: bool) -> None:
+@output("versions, devices, probes, what is missing")
+def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
     """Show versions, devices, what is missing and how to get it."""
-    hush(verbose=False)
+    hush(verbose=verbose)
     from skipalign import doctor as room
 
-    found = room.examine()
+    found = room.examine(progress_for(quiet=quiet))
     if as_json:
         print_json(found)
     else:

@@ -1,6 +1,8 @@
 """What several commands share: their options, and how these choose."""
 
 import functools
+import os
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,12 +66,26 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the resolved recip
 METHOD = click.option(
     "--method", metavar="NAME", help="Which method, where a recipe lists several."
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-OUTPUT = options(
-    JSON,
-    click.option("-q", "--quiet", is_flag=True, help="No progress."),
-    click.option("-v", "--verbose", is_flag=True, help="Show transformers' own logs."),
-)
+GIVES = "Print JSON: "  # what stands behind it in the help is docs/commands.md's third column
+
+
+def _quiet(_: click.Context, __: click.Parameter, value: bool) -> bool:
+    """Let downloads from the hub draw their own bars on a terminal, unless none are wanted."""
+    wanted = not value and sys.stderr.isatty()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if wanted else "1")
+    return value
+
+
+def output(gives: str) -> Command:
+    """Return the options of every command; `gives` says what --json prints."""
+    return options(
+        click.option("--json", "as_json", is_flag=True, help=f"{GIVES}{gives}."),
+        click.option("-q", "--quiet", is_flag=True, callback=_quiet, help="No progress."),
+        click.option("-v", "--verbose", is_flag=True, help="Show transformers' own logs."),
+    )
+
+
+OUTPUT = output("the results")
 
 
 def load(recipe: str, overrides: Sequence[str] = ()) -> "Recipe":

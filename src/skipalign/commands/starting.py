@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skipalign.commands.options import OUTPUT
+from skipalign.commands.options import output
 from skipalign.errors import RecipeError
 from skipalign.terminal import hush, last_line, print_json, progress_for, say, visible
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--gpu", metavar="NAME", help="To train on, as h100; what is here if left out.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Draws rows to look at.")
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
-@OUTPUT
+@output("what was found and chosen, notes, the next commands")
 def init(model: str, data: Sequence[str], out: Path, **given: Any) -> None:
     """Write a commented recipe for MODEL and DATA.
 

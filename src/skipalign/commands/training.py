@@ -8,9 +8,7 @@ import click
 
 from skipalign.commands.options import (
     DRY_RUN,
-    JSON,
     METHOD,
-    OUTPUT,
     OVERRIDES,
     RECIPE,
     RUNS_DIR,
@@ -18,6 +16,7 @@ from skipalign.commands.options import (
     load,
     names,
     options,
+    output,
     print_recipe,
     run_dir_of,
 )
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), help="Which of the recipe's seeds.")
 @RUNS_DIR
 @DRY_RUN
-@OUTPUT
+@output("training.json: settings, steps, seconds, tokens; the recipe with --dry-run")
 def train(recipe: str, overrides: Sequence[str], **given: Any) -> None:
     """Fine-tune one model, or go on where that stopped."""
     hush(verbose=given["verbose"])
@@ -82,7 +81,7 @@ def train(recipe: str, overrides: Sequence[str], **given: Any) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--base", metavar="MODEL", help="The adapter's base, if it has moved.")
 @click.option("--dtype", metavar="NAME", help="Of the weights; that of the base if left out.")
-@OUTPUT
+@output("the folder, dtype, how far logits changed")
 def merge(adapter: str, out: Path, **given: Any) -> None:
     """Make an adapter and its base one plain model, in OUT.
 
@@ -92,7 +91,8 @@ def merge(adapter: str, out: Path, **given: Any) -> None:
     from skipalign import model
     from skipalign.card import write_merged_card
 
-    found = model.merge(adapter, out, base=given["base"], dtype=given["dtype"])
+    progress = progress_for(quiet=given["quiet"])
+    found = model.merge(adapter, out, base=given["base"], dtype=given["dtype"], progress=progress)
     write_merged_card(out, adapter)
     if given["as_json"]:
         print_json({"model": str(out), **found})
@@ -113,7 +113,7 @@ def merge(adapter: str, out: Path, **given: Any) -> None:
 @click.option("--seed", type=click.IntRange(min=0), help="Which of the recipe's seeds.")
 @click.option("--epochs", type=click.IntRange(min=1), default=1, help="Each draws positions anew.")
 @RUNS_DIR
-@OUTPUT
+@output("path, rows, tokens, epochs, range of positions")
 def export(recipe: str, out: Path, overrides: Sequence[str], **given: Any) -> None:
     """Write tokens and positions for another trainer.
 
@@ -158,7 +158,14 @@ def _run(recipe: str, overrides: Sequence[str], **given: Any) -> None:
     from skipalign import study
 
     run_dir, progress = run_dir_of(read, given), progress_for(quiet=given["quiet"])
-    page = study.run(trainings, run_dir, progress, recipe_text=read.resolved(), only=methods)
+    page = study.run(
+        trainings,
+        run_dir,
+        progress,
+        recipe_text=read.resolved(),
+        only=methods,
+        jobs=given["jobs"],
+    )
     seconds = study.seconds_by_stage(trainings, run_dir)
     if given["as_json"]:
         rows = report_room.table([run_dir])
@@ -179,9 +186,16 @@ RUN = options(
         type=click.IntRange(min=1),
         help="The recipe's first N seeds; 0 to N-1 where it has fewer.",
     ),
+    click.option(
+        "--jobs",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=1,
+        help="Trainings at once, each with its share of threads and one GPU of several.",
+    ),
     RUNS_DIR,
     click.option("--dry-run", is_flag=True, help="Check all that needs no training; list it."),
-    OUTPUT,
+    output("page, seconds by stage, a row a method and task; with --dry-run the trainings"),
 )
 
 
@@ -206,18 +220,19 @@ compare = click.command("compare", short_help="The same as run, for recipes with
     help="Share of the GPU's peak that the model's own FLOPs reach; 0.4, or 0.3 where layers are "
     "computed twice.",
 )
-@JSON
+@output("parameters, memory by part, FLOPs, hours of each method")
 def plan(recipe: str, overrides: Sequence[str], as_json: bool, **given: Any) -> None:
     """Say what training will cost: FLOPs, memory, GPU hours.
 
     Beside each method that skips stands training on rows as long as its positions reach. Nothing
     is loaded, trained or asked of a network.
     """
-    hush(verbose=False)
+    hush(verbose=given["verbose"])
     read = load(recipe, overrides)
     from skipalign import budget
 
-    found = budget.estimate(read.trainings(), **given)
+    asked = {name: given[name] for name in ("gpu", "gpus", "shared", "mfu")}
+    found = budget.estimate(read.trainings(), **asked)
     if as_json:
         return print_json(found)
     click.echo(visible("\n".join(budget.lines(found))))

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
+from skipalign import rowcount
 from skipalign.errors import DataError
 
 Row = dict[str, Any]
@@ -43,17 +44,10 @@ def num_rows(paths: Iterable[Path], limit: int | None = None) -> int:
 
 def _num_rows(path: Path) -> int:
     if path.suffix == ".parquet":
-        from pyarrow import ArrowInvalid, parquet
-
-        try:
-            return int(cast(Any, parquet.ParquetFile(path)).metadata.num_rows)
-        except ArrowInvalid:  # said by whoever reads it
-            return 0
+        return rowcount.num_rows(path) or 0  # none: said by whoever reads it
     with path.open("rb") as handle:
-        if handle.read(1) == b"[":
-            return sum(1 for _ in read_rows(path))
-        handle.seek(0)
-        return sum(1 for line in handle if line.strip())
+        is_list = handle.read(1) == b"["
+    return sum(1 for _ in read_rows(path)) if is_list else rowcount.newlines(path)
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
