@@ -4,10 +4,14 @@ VENV := .venv
 RUN := $(VENV)/bin
 PYTEST := $(RUN)/python -m pytest
 
-.PHONY: demo test test-all lint audit clean
+.PHONY: demo test test-all lint audit bench-gpu clean
 
 demo: $(VENV)/installed
 	$(RUN)/skipalign run recipes/tiny.yaml
+
+# These want one GPU (docs/gpu.md); what is done is not done again.
+bench-gpu: $(VENV)/installed
+	$(RUN)/python benchmarks/gpu.py
 
 test: $(VENV)/installed
 	$(PYTEST)

@@ -99,18 +99,35 @@ def arguments(out: str) -> TrainingArguments:
     )
 
 
-def stepper(trainer: Any, collate: Callable[..., Any], rows: list[Visit]) -> Callable[[], float]:
-    """Return a function that does one step and returns its seconds of process time."""
+def stepper(
+    trainer: Any,
+    collate: Callable[..., Any],
+    rows: list[Visit],
+    *,
+    model: Any = None,
+    clock: Callable[[], float] = time.process_time,
+) -> Callable[[], float]:
+    """Return a function that does one step and returns its seconds.
+
+    Args:
+        trainer: ours or a plain one.
+        collate: rows to a batch.
+        rows: of every step.
+        model: as accelerate prepared it; None is the trainer's own, as it is.
+        clock: in seconds; by default the time of the process.
+    """
     trainer.create_optimizer()
+    model = trainer.model if model is None else model
 
     def step() -> float:
-        started = time.process_time()
-        batches, num_items = trainer.get_batch_samples(iter([collate(rows)]), 1, "cpu")
-        trainer.training_step(trainer.model, batches[0], num_items)
+        started = clock()
+        rows_of_step = iter([collate(rows)])
+        batches, num_items = trainer.get_batch_samples(rows_of_step, 1, trainer.args.device)
+        trainer.training_step(model, batches[0], num_items)
         torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
         trainer.optimizer.step()
         trainer.model.zero_grad()
-        return time.process_time() - started
+        return clock() - started
 
     return step
 
