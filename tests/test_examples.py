@@ -1,4 +1,4 @@
-"""What README and examples/ show runs, and prints what they say."""
+"""What examples/ show runs, and prints what they say."""
 
 import os
 import re
@@ -19,13 +19,6 @@ def python(*arguments: str, cwd: Path) -> str:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
-
-
-def code_block(language: str, *, holding: str = "") -> str:
-    """Return README's first block of a language that holds some text."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return next(block for block in blocks if holding in block)
 
 
 def test_examples_are_numbered_without_a_hole():
@@ -79,21 +72,3 @@ def test_without_the_mask_attention_is_cut_and_with_our_batch_it_is_not(printed:
     ]
     for _, label, change in rows:
         assert (float(change) > 1e-4) == (label == "our batch")
-
-
-def test_the_code_of_the_readme_prints_what_it_says(tmp_path: Path):
-    code = code_block("python")
-    said = [line[2:].rstrip() for line in code.splitlines() if line.startswith("# ")]
-    printed = python("-c", code, cwd=tmp_path).splitlines()
-    assert said
-    assert [line.rstrip() for line in printed] == said
-
-
-def test_the_recipe_of_the_readme_loads(tmp_path: Path):
-    from skipalign.recipe import load
-
-    path = tmp_path / "recipe.yaml"
-    path.write_text(code_block("yaml"), encoding="utf-8")
-    recipe = load(path)
-    assert recipe.trainings()
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 12

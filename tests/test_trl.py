@@ -1,7 +1,6 @@
 """TRL's own trainers, as installed, with our positions: what their models get to see."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 trl = pytest.importorskip("trl", reason="needs TRL: pip install 'skipalign[trl]'")
 datasets = pytest.importorskip("datasets")
 
-from skipalign.cli import main  # noqa: E402
 from skipalign.encoding import IGNORE_INDEX  # noqa: E402
 from skipalign.errors import RecipeError, VisibilityError  # noqa: E402
 from skipalign.files import read_json, read_json_lines  # noqa: E402
@@ -407,31 +405,3 @@ def test_dpo_refuses_a_reference_of_other_positions(
         dpo(model(), base, pairs, tmp_path)
     with pytest.raises(RecipeError, match="the reference has to see the same ones"):
         dpo(None, base, pairs, tmp_path, precompute_ref_log_probs=True)
-
-
-# ------------------------------------------------------------------------------ the guide
-
-
-@pytest.mark.long
-def test_the_code_of_the_guide_runs(
-    base: str, rows: Any, pairs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.chdir(tmp_path)
-    rows.to_json("chats.jsonl")
-    pairs.to_json("pairs.jsonl")
-    recipe = f"base: {base}\ndata: chats.jsonl\nstrategy: {{name: skipalign, max_position: 900}}\n"
-    Path("recipe.yaml").write_text(recipe)
-    guide = (Path(__file__).parents[1] / "docs/trl.md").read_text(encoding="utf-8")
-    (words,) = re.findall(r"^    skipalign (export .*)$", guide, re.MULTILINE)
-    with pytest.raises(SystemExit, match="0"):
-        main([*words.split(), "--quiet"])
-    blocks = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
-    small = 'use_cpu=True, bf16=False, max_steps=1, report_to="none", save_strategy="no", '
-    code = "".join(blocks).replace("meta-llama/Llama-2-7b-hf", base)
-    code = re.sub(r'(Config|Arguments)\(("[^"]*")', rf"\1(\2, {small[:-2]}", code)
-    told: dict[str, Any] = {}
-    exec(compile(code, "docs/trl.md", "exec"), told)
-    assert told["trainer"].state.global_step == 1
-    assert told["batch"]["attention_mask"].any()
-    assert len(told["stored"]) == 3 * 24
