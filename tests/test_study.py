@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaForCausalLM
 
 from skipalign import report, study, tiny
@@ -211,6 +212,25 @@ def test_a_run_that_is_stopped_anywhere_repeats_nothing_that_is_finished(
     again = Watching()
     study.run(asked, tmp_path, again, recipe_text="name: demo\n")
     assert again.begun == []
+
+
+@pytest.mark.long
+def test_trainings_at_once_end_as_one_after_the_other(folder: Path, tmp_path: Path):
+    before = torch.get_num_threads()
+    try:
+        for jobs in (1, 2):
+            torch.set_num_threads(jobs)  # one thread for each training either way
+            out = tmp_path / str(jobs)
+            page = study.run(trainings(folder), out, recipe_text="name: demo\n", jobs=jobs)
+            assert page == out / "report.html"
+    finally:
+        torch.set_num_threads(before)
+    for training in trainings(folder):
+        one, two = (tmp_path / jobs / training.directory for jobs in ("1", "2"))
+        for name in ("model/model.safetensors", "evaluation/needle/needle.trials.jsonl"):
+            assert (one / name).read_bytes() == (two / name).read_bytes(), (name, training.method)
+        orders = [read_json(each / "training.json")["order"] for each in (one, two)]
+        assert orders[0] == orders[1]
 
 
 def test_methods_that_are_left_out_stay_as_they_are(folder: Path, tmp_path: Path):

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from skipalign import coverage, report, tiny
+from skipalign import coverage, report, tiny, workers
 from skipalign import prepare as prepare_room
 from skipalign.adapters import Adapter
 from skipalign.card import license_of, write_card
@@ -141,6 +141,7 @@ def run(
     *,
     recipe_text: str,
     only: Collection[str] | None = None,
+    jobs: int = 1,
 ) -> Path:
     """Do all that is not done yet; return the path of report.html.
 
@@ -150,24 +151,55 @@ def run(
         progress: where to report.
         recipe_text: kept in the run folder.
         only: the methods to work on; the others' folders stay as they are. None is all.
+        jobs: trainings at once, each a process with its share of the threads and one of the GPUs.
+            Figures are those of as many threads: to the bit they repeat with the same `jobs`.
 
     Raises:
         SkipalignError: the first stage that cannot be done; what is done stays.
     """
-    begin(run_dir, recipe_text, seeds=[training.seed for training in trainings])
-    todo = [each for each in trainings if only is None or each.method in only]
-    prepare(todo, run_dir, progress)
-    max_position = max(training.max_position for training in trainings)
-    methods = list(dict.fromkeys(training.method for training in trainings))
-    for training in todo:
-        label = Labelled(progress, f"{training.method}, seed {training.seed}:")
-        order = methods.index(training.method)
-        train(training, run_dir, label, order=order, coverage_range=max_position)
-        evaluate(training, run_dir, label)
+    with workers.shared_threads(jobs):
+        begin(run_dir, recipe_text, seeds=[training.seed for training in trainings])
+        todo = [each for each in trainings if only is None or each.method in only]
+        prepare(todo, run_dir, progress)
+        max_position = max(training.max_position for training in trainings)
+        methods = list(dict.fromkeys(training.method for training in trainings))
+        given = [(each, run_dir, methods.index(each.method), max_position) for each in todo]
+        if jobs > 1:
+            bases = dict.fromkeys(each.base.path for each in todo)
+            _at_once(make.base, [(base,) for base in bases], "bases", jobs, progress)
+            _at_once(complete, given, "trainings", jobs, progress)
+        else:
+            for training, folder, order, reach in given:
+                label = Labelled(progress, f"{training.method}, seed {training.seed}:")
+                complete(training, folder, order, reach, label)
     page = report.write_report([run_dir])
     models = [run_dir / training.directory / "model" for training in todo]
     report.add_results_to_cards([model for model in models if model.exists()], run_dir)
     return page
+
+
+def complete(
+    training: Training,
+    run_dir: Path,
+    order: int,
+    coverage_range: int,
+    progress: Progress = _SILENT,
+) -> None:
+    """Train and evaluate a training whose data is prepared, as far as that is not done."""
+    train(training, run_dir, progress, order=order, coverage_range=coverage_range)
+    evaluate(training, run_dir, progress)
+
+
+def _at_once(
+    work: Callable[..., Any],
+    inputs: Sequence[tuple[Any, ...]],
+    what: str,
+    jobs: int,
+    progress: Progress,
+) -> None:
+    with progress.bar(f"{what}, {jobs} at once", total=len(inputs)) as bar:
+        for _ in workers.finished(work, inputs, jobs):
+            bar.advance()
 
 
 def begin(run_dir: Path, recipe_text: str, *, seeds: Sequence[int]) -> None:

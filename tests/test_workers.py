@@ -1,0 +1,66 @@
+"""workers.py: several processes do the same work on many inputs."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from skipalign import workers
+from skipalign.errors import DataError, RunError
+
+
+def square(number: int) -> tuple[int, int, int, str | None]:
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return number**2, os.getpid(), torch.get_num_threads(), gpu
+
+
+def fail(number: int, killed: bool) -> int:
+    if number == 1 and killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 1:
+        raise DataError("row 1 is no row")
+    return number
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_all_is_done_by_workers_that_share_threads_and_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with workers.shared_threads(2):
+        found = list(workers.finished(square, [(number,) for number in range(24)], 2))
+    assert torch.get_num_threads() == 4
+    assert sorted(value for value, *_ in found) == [number**2 for number in range(24)]
+    used = {(pid, num_threads, gpu) for _, pid, num_threads, gpu in found}
+    assert os.getpid() not in {pid for pid, *_ in used}
+    assert len({pid for pid, *_ in used}) == len(used), "a worker keeps its GPU"
+    assert {num_threads for _, num_threads, _ in used} == {2}
+    assert {gpu for *_, gpu in used} <= {"3", "5"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("killed", "kind", "message"),
+    [
+        (False, DataError, "row 1 is no row"),
+        (True, RunError, "one of 2 workers was killed, .* start again with fewer"),
+    ],
+)
+def test_the_first_error_is_told_as_it_is(killed, kind, message):
+    with pytest.raises(kind, match=message):
+        list(workers.finished(fail, [(number, killed) for number in range(3)], 2))
+
+
+def test_one_worker_has_all_threads():
+    before = torch.get_num_threads()
+    with workers.shared_threads(1):
+        assert torch.get_num_threads() == before
+    with workers.shared_threads(1000):
+        assert torch.get_num_threads() == 1
