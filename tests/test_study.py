@@ -187,7 +187,8 @@ class Watching(Silent):
     def bar(self, description: str, total: int | None):
         if description == self.stopped_at:
             raise KeyboardInterrupt
-        self.begun.append(description)
+        if description.rpartition(": ")[2] in (*STAGES, "prepare chats"):  # no loading or writing
+            self.begun.append(description)
         return super().bar(description, total)
 
 

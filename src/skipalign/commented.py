@@ -304,5 +304,6 @@ def counted(reasons: Mapping[str, int]) -> str:
 
 
 def gib(size: float) -> str:
+    """Return bytes for people."""
     """Return bytes as people read them."""
     return f"{size / budget.GIB:.3g} GiB" if size >= budget.GIB else f"{size / 2**20:.3g} MiB"

@@ -28,12 +28,14 @@ from skipalign.errors import DataError
 from skipalign.files import written_aside
 from skipalign.key_bias import runs
 from skipalign.positions import Strategy, sample_rng
+from skipalign.progress import Progress, Silent, counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NUM_BINS = 64
 MAX_SAMPLES = 256
+_SILENT = Silent()
 # Rows of the T x T table of differences that are held at once: 256 x 16,384 integers are 32 MB.
 QUERIES_AT_ONCE = 256
 UNIFORM_MEASURE = "total variation distance between the shares of equal bins and uniform shares"
@@ -51,6 +53,7 @@ def measure(
     rng: np.random.Generator,
     epochs: int = 1,
     max_samples: int = MAX_SAMPLES,
+    progress: Progress = _SILENT,
 ) -> dict[str, Any]:
     """Measure the distances that `strategy` gives to `examples`, drawn as training draws them.
 
@@ -62,6 +65,7 @@ def measure(
         rng: chooses `max_samples` of the examples where there are more.
         epochs: draws of every chosen example, for epochs 0 to epochs - 1.
         max_samples: measured examples at most; the result says how many of how many.
+        progress: where to report examples.
 
     Raises:
         DataError: there is no example, or a position lies outside [0, max_position).
@@ -72,7 +76,7 @@ def measure(
     if len(examples) > max_samples:
         chosen = np.sort(rng.choice(len(examples), max_samples, replace=False))
     tally = _Tally(np.zeros(max_position, np.int64))
-    for index in chosen:
+    for index in counted(progress, "coverage", chosen):
         example = examples[int(index)]
         for epoch in range(epochs):
             draws = sample_rng(seed, epoch, example.id)

@@ -172,9 +172,12 @@ def run(
             for training, folder, order, reach in given:
                 label = Labelled(progress, f"{training.method}, seed {training.seed}:")
                 complete(training, folder, order, reach, label)
-    page = report.write_report([run_dir])
-    models = [run_dir / training.directory / "model" for training in todo]
-    report.add_results_to_cards([model for model in models if model.exists()], run_dir)
+    with progress.bar("report", 2) as bar:
+        page = report.write_report([run_dir])
+        bar.advance()
+        models = [run_dir / training.directory / "model" for training in todo]
+        report.add_results_to_cards([model for model in models if model.exists()], run_dir)
+        bar.advance()
     return page
 
 
@@ -324,7 +327,8 @@ def _train_alone(
         document |= _fit(training, model, tokenizer, out, progress)
     if is_first():
         if training.train:
-            _write_coverage(training, out, coverage_range or training.max_position)
+            reach = coverage_range or training.max_position
+            _write_coverage(training, out, reach, progress)
         else:
             save_model(model, tokenizer, out / "model")
         write_json(out / "training.json", document)
@@ -448,7 +452,7 @@ def _require_same_base(out: Path, base_digest: str | None) -> None:
         )
 
 
-def _write_coverage(training: Training, out: Path, reach: int) -> None:
+def _write_coverage(training: Training, out: Path, reach: int, progress: Progress) -> None:
     """Measure what the first source's strategy teaches."""
     examples = ExampleFile(out / "data")
     name = training.sources[0].name
@@ -461,6 +465,7 @@ def _write_coverage(training: Training, out: Path, reach: int) -> None:
         max_position=reach,
         seed=training.seed,
         rng=rng,
+        progress=progress,
     )
     write_json(out / "coverage.json", measured)
 

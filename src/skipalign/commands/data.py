@@ -10,12 +10,12 @@ import click
 from skipalign.commands.options import (
     DRY_RUN,
     METHOD,
-    OUTPUT,
     RECIPE,
     RUNS_DIR,
     choosing,
     known,
     load,
+    output,
     print_recipe,
     run_dir_of,
 )
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page instead."
 )
-@OUTPUT
+@output("the sample: tokens, segments, positions, skips, key bias")
 def preview(recipe: str, overrides: Sequence[str], **given: Any) -> None:
     """Show samples: what is trained, where positions skip.
 
@@ -107,7 +107,7 @@ def _numbers(samples: "Sequence[Sample]") -> str:
 @RECIPE
 @RUNS_DIR
 @DRY_RUN
-@OUTPUT
+@output("rows read, used, rejected, dropped and why; the recipe with --dry-run")
 def prepare(recipe: str, overrides: Sequence[str], **given: Any) -> None:
     """Tokenize conversations; count what was dropped and why."""
     hush(verbose=given["verbose"])

@@ -172,13 +172,18 @@ def report(runs: Sequence[Path], out: Path | None, **given: Any) -> None:
     hush(verbose=given["verbose"])
     from skipalign import report as room
 
-    made = str(room.write_report(runs, out))
-    if given["json_out"]:
-        made += f" and {room.write_study_document(runs, given['json_out'])}"
+    with progress_for(quiet=given["quiet"]).bar("report", 3) as bar:
+        made = str(room.write_report(runs, out))
+        bar.advance()
+        if given["json_out"]:
+            made += f" and {room.write_study_document(runs, given['json_out'])}"
+        bar.advance()
+        found = room.table(runs) if given["as_json"] else room.terminal_tables(runs)
+        bar.advance()
     if given["as_json"]:
-        print_json(room.table(runs))
+        print_json(found)
     else:
-        for table in room.terminal_tables(runs):
+        for table in found:
             console().print(table)
     last_line(f"made {made}", "open it in a browser", as_json=given["as_json"])
 

@@ -85,9 +85,6 @@ def output(gives: str) -> Command:
     )
 
 
-OUTPUT = output("the results")
-
-
 def load(recipe: str, overrides: Sequence[str] = ()) -> "Recipe":
     """Read a recipe with its overrides; nothing heavy is imported before."""
     from skipalign.recipe import load
