@@ -176,6 +176,8 @@ def test_missing_parts_are_named(tmp_path: Path):
         load_model(str(tmp_path))
     with pytest.raises(ModelError, match="cannot load its tokenizer"):
         load_tokenizer(str(tmp_path))
+    with pytest.raises(ModelError, match=r"\./gone: cannot load its tokenizer \(no such folder\)"):
+        load_tokenizer("./gone")
     with pytest.raises(ModelError, match="dtype is 'int8'"):
         load_model(str(tmp_path), dtype="int8")
 

@@ -357,6 +357,8 @@ def _load_message(part: str, path: str, error: Exception) -> str:
     hint = "give a folder with config.json and *.safetensors, or a hub id that can be reached"
     if "trust_remote_code" in str(error) or "custom code" in str(error):
         hint = "it needs code of the checkpoint, which is never run here"
+    elif path.startswith((".", "/", "~")) and not Path(path).expanduser().exists():
+        first_line = "no such folder"  # the hub's word for it is that this is no id
     elif "safetensors" in str(error):
         hint = "only safetensors weights are read; convert the checkpoint with save_pretrained"
     return f"{path}: cannot load its {part} ({first_line}); {hint}"
