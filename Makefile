@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PYTEST := $(RUN)/python -m pytest
 
-.PHONY: demo test test-all lint audit bench-gpu clean
+.PHONY: demo test test-all lint audit docs bench-gpu clean
 
 demo: $(VENV)/installed
 	$(RUN)/skipalign run recipes/tiny.yaml
@@ -29,6 +29,11 @@ lint: $(VENV)/installed
 # Known vulnerabilities of the pinned packages; a line instead where no service can be asked.
 audit: $(VENV)/installed
 	$(RUN)/python .ci/audit.py
+
+# The Python reference: docs/api.md, and its pages from build/api/skipalign.html on.
+docs: $(VENV)/installed
+	$(RUN)/python docs/reference.py
+	$(RUN)/python docs/reference.py --html build/api
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)

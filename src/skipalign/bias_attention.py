@@ -76,7 +76,7 @@ def extended(
 def through_keys(attend: Attend) -> Attend:
     """Return an attention function of transformers that also takes `key_bias`: Float[" B T"].
 
-    Without one it is `attend` itself.
+    Without one it is `attend` itself. With one and soft-capped logits it raises VisibilityError.
     """
 
     def attend_with_bias(

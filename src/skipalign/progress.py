@@ -155,6 +155,7 @@ class Lines:
 
     @contextmanager
     def bar(self, description: str, total: int | None) -> Generator[Bar]:
+        """Begin a stage, and say how far it is now and then."""
         pace = Pace(total)
         ended = threading.Event()
         talker = threading.Thread(target=self._talk, args=(description, pace, ended), daemon=True)

@@ -118,7 +118,11 @@ _CHUNK = 2**16
 
 
 def data_files(path: str) -> list[Path]:
-    """Return the files that `path` means; none where it can only be a data set id."""
+    """Return the files that `path` means; none where it can only be a data set id.
+
+    Raises:
+        DataError: there is no such file or folder, it is empty or holds no data file.
+    """
     try:
         local = Path(path).expanduser()
         if local.is_dir():

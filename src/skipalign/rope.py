@@ -97,7 +97,10 @@ class _Stretched(RopeExtension):
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(_Stretched):
-    """Divide every frequency by s (position interpolation)."""
+    """Divide every frequency by s (position interpolation).
+
+    Source: Chen et al. 2023, arXiv 2306.15595.
+    """
 
     type: ClassVar[str] = "linear"
 
@@ -115,6 +118,9 @@ class Ntk(_Stretched):
         temperature: what attention logits are multiplied by, in training and after it. It lives
             in the config (as YaRN with factor 1, whose frequencies are plain), so every loader
             applies it; cos and sin are scaled by its root, each logit holds both.
+
+    Source: the NTK-aware rule, as Peng et al. 2023, arXiv 2309.00071, write it down.
+    Differs: `temperature` is ours.
     """
 
     type: ClassVar[str] = "ntk"
@@ -147,6 +153,9 @@ class Yarn(_Stretched):
     Args:
         factor: s.
         temperature: what attention logits are multiplied by; None takes YaRN's own value.
+
+    Source: Peng et al. 2023, arXiv 2309.00071.
+    Differs: `temperature` may replace the paper's value.
     """
 
     type: ClassVar[str] = "yarn"

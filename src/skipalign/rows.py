@@ -113,7 +113,11 @@ class SkipAlignCollator(TrainerCallback):
         return pad([self.place(row) for row in rows], self.pad_token_id)
 
     def place(self, row: Mapping[str, Any]) -> Placed:
-        """Return a row's example with its positions."""
+        """Return a row's example with its positions.
+
+        Raises:
+            DataError: a column is missing, or nobody says the positions.
+        """
         example = example_of(row)
         if self.strategy is None:
             if row.get("position_ids") is None:

@@ -92,6 +92,7 @@ def draw_sample(
     Raises:
         DataError: a source cannot be read, or there is no such sample.
         ModelError: the tokenizer cannot be used.
+        RecipeError: `index` or `epoch` is below 0.
     """
     from skipalign.batch import Collator  # torch: only a drawn sample needs it
     from skipalign.visits import Visit

@@ -198,6 +198,7 @@ class Settings(_Strict):
 
     @property
     def sources(self) -> tuple[Source, ...]:
+        """The data of this method as the rooms take them."""
         return tuple(source.built for source in self.data)
 
     @property

@@ -111,6 +111,7 @@ class Template:
 
         Raises:
             DropError: the template raised.
+            ModelError: it is not Jinja.
         """
         try:
             return self._tokenizer.apply_chat_template(

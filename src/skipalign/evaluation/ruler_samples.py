@@ -169,6 +169,7 @@ class Needles:
 
     @property
     def form(self) -> str:
+        """The name of its prompt: of one answer, or of several."""
         return "niah_one" if self.num_queries * self.num_values == 1 else "niah_many"
 
     def most(self, trial: Trial) -> int:
