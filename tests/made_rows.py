@@ -19,6 +19,7 @@ def read(path, **options):
 
 def wrote(folder, name, data):
     path = folder / name
+    path.unlink(missing_ok=True)  # some file systems flush a file that is written over
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return path
 

@@ -83,7 +83,7 @@ BAD_ROWS = [
     (b"{", "not_json", "at character 2"),
     (b'{"text": "a"} x', "not_json", "Extra data at character 15"),
     (b'{"text": ' + b"9" * 5000 + b"}", "not_json", "integer string conversion"),
-    (b"[" * 100_000, "not_json", "recursion"),
+    (b"[" * 100_000, "not_json", "nested too deeply"),
     (b'["text"]', "not_object", "the row is a list; one JSON object a line"),
     (b"NaN", "not_object", "nan"),
     (b'{"text": NaN}', "content_not_text", "'text' is nan"),

@@ -86,15 +86,26 @@ def read_conversations(
         max_row_bytes: a larger row is rejected by its size, without being parsed.
 
     Raises:
-        RecipeError: `shape` is not one of SHAPES.
+        RecipeError: `shape` is not one of SHAPES, or `max_row_bytes` not in 1 to 2,147,483,647.
         DataError: nothing can be read at `path`; a bad row under `strict`; at the end, no good row.
     """
-    if shape is not None and shape not in SHAPES:
-        raise RecipeError(f"shape is {shape!r}; it must be one of {', '.join(SHAPES)}")
+    check_options(shape, max_row_bytes)
     files = [file_rows(file, max_row_bytes) for file in data_files(path)]
     rows = chain.from_iterable(files or [hub_rows(path, split)])
     parse = partial(_conversation, name=name, shape=shape, limit=max_row_bytes)
     return _items(rows, parse, path, strict)
+
+
+def check_options(shape: str | None, max_row_bytes: int) -> None:
+    """Accept what `read_conversations` can read with.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    if shape is not None and shape not in SHAPES:
+        raise RecipeError(f"shape is {shape[:80]!r}; it must be one of {', '.join(SHAPES)}")
+    if not 1 <= max_row_bytes < 2**31:
+        raise RecipeError(f"max_row_bytes is {max_row_bytes}; it must be in 1 to {2**31 - 1:,}")
 
 
 def _items(

@@ -12,6 +12,7 @@ Shape letters: B batch, T tokens, D dimensions of a head that turn.
 """
 
 import math
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -35,10 +36,13 @@ def check_logit_scale(value: float | str | None) -> None:
     """
     if value is None or value == SPAN:
         return
-    if isinstance(value, (str, bool)) or not (math.isfinite(value) and value > 0):
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+    # Integers of YAML may be larger than any float.
+    if not 0 < number <= sys.float_info.max:
         raise RecipeError(
-            f"logit_scale is {value!r}; attention logits are multiplied by it in training: give a "
-            "number above 0, or 'span' for log T / log(last position - first + 1) of each sample"
+            f"logit_scale is {repr(value)[:80]}; attention logits are multiplied by it in "
+            "training: give a number above 0, or 'span' for log T / log(last position - first + 1) "
+            "of each sample"
         )
 
 

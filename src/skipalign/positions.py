@@ -42,6 +42,7 @@ from skipalign.encoding import IGNORE_INDEX, Example, Segment
 from skipalign.errors import DataError, RecipeError
 from skipalign.laws import LAWS
 
+_MOST_POSITIONS = 2**31 - 1
 BORDERS = ("inner", "outer", "token", "all", "none")
 
 
@@ -147,6 +148,11 @@ class _Skipping(Strategy):
             raise RecipeError(
                 f"strategy {self.name}: max_position is {self.max_position}; it counts positions "
                 "and must be at least 1 - use the context length that you train for"
+            )
+        if self.max_position > _MOST_POSITIONS:
+            raise RecipeError(
+                f"strategy {self.name}: max_position is {self.max_position:.4g}; it must be at "
+                f"most {_MOST_POSITIONS:,} - use the context length that you train for"
             )
         if not 0 <= self.skip_fraction <= 1:
             raise RecipeError(

@@ -24,7 +24,14 @@ import pyarrow as pa
 from jaxtyping import Int
 
 from skipalign import __version__
-from skipalign.conversation import ROLES, Conversation, Place, Rejection, read_conversations
+from skipalign.conversation import (
+    ROLES,
+    Conversation,
+    Place,
+    Rejection,
+    check_options,
+    read_conversations,
+)
 from skipalign.encoding import IGNORE_INDEX, Encoded, Encoder, Example, Segment
 from skipalign.errors import DataError, RecipeError, RunError
 from skipalign.files import read_json, write_json, written_aside
@@ -54,6 +61,11 @@ class Source:
     split: str = "train"
     strict: bool = False
     max_row_bytes: int = 16 * 2**20
+
+    def __post_init__(self) -> None:
+        check_options(self.shape, self.max_row_bytes)
+        if not 3 <= self.max_tokens < 2**31:
+            raise RecipeError(f"max_tokens is {self.max_tokens}; it must be in 3 to {2**31 - 1:,}")
 
 
 def prepare(

@@ -75,7 +75,9 @@ def parse_json(raw: bytes) -> object:
         return json.loads(_decoded(raw), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         what = f"{error.msg} at character {error.pos + 1}"
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        what = "nested too deeply"
+    except ValueError as error:  # a number of more digits than Python reads
         what = str(error)
     raise RowError("not_json", f"not JSON ({what}); {ONE_OBJECT} - mend the row or remove it")
 
@@ -163,7 +165,8 @@ def file_rows(path: Path, limit: int) -> Iterator[Row]:
                 place = row.place
                 yield row
     except (OSError, EOFError, zlib.error) as error:
-        detail = f"the file cannot be read on after this ({error}); fetch it again"
+        what = " ".join(str(error).split())[:300]
+        detail = f"the file cannot be read on after this ({what}); fetch it again"
         yield Row(place, b"", problem=RowError("unreadable", detail))
 
 
@@ -184,8 +187,8 @@ def _parquet_rows(stream: BinaryIO, file: str, limit: int) -> Iterator[Row]:
                 yield Row(place, b"", problem=RowError("too_large", TOO_LARGE.format(limit)))
                 continue
             yield _parquet_row(place, one)
-    except pa.ArrowException as error:
-        raise OSError(" ".join(str(error).split())) from error
+    except (pa.ArrowException, ValueError, LookupError) as error:  # names that are no text, say
+        raise OSError(str(error)) from error
 
 
 def _parquet_row(place: Place, one: Any) -> Row:

@@ -48,6 +48,7 @@ from skipalign.yaml_tree import (
     overridden,
     read_yaml,
     shown,
+    shown_key,
     spelled_out,
     unused,
     write_yaml,
@@ -56,8 +57,9 @@ from skipalign.yaml_tree import (
 if TYPE_CHECKING:
     from skipalign.study import Training
 
-_LARGEST = 2**20  # bytes of a recipe
+_LARGEST = 2**17  # bytes of a recipe: YAML of a MB is read for half a minute
 _METHOD_NAME = re.compile("[a-z0-9]([a-z0-9.-]*[a-z0-9-])?")
+_LONGEST_NAME = 100  # file systems take 255 bytes
 _RUN_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -230,7 +232,7 @@ def _recipe(tree: dict[str, Any], where: str) -> Recipe:
     known = {**Shared.model_fields, **Settings.model_fields}
     for key in tree:
         if key not in known:
-            raise RecipeError(f"{where}: {key}: {unknown_key(str(key), known)}")
+            raise RecipeError(f"{where}: {shown_key(key)}: {unknown_key(str(key), known)}")
     own = {key: value for key, value in tree.items() if key in Settings.model_fields}
     rest = {key: value for key, value in tree.items() if key not in own}
     shared: Shared = read(Shared, rest, where)
@@ -249,8 +251,8 @@ def _recipe(tree: dict[str, Any], where: str) -> Recipe:
             origins |= {name: listed} if shared.grid else {}
     if shared.gate is not None and (against := shared.gate.against) not in methods:
         raise RecipeError(
-            f"{where}: gate.against: no method {against!r}; {did_you_mean(against, [*methods])}"
-            f"the recipe has {', '.join(methods)}"
+            f"{where}: gate.against: no method {shown(against)}; "
+            f"{did_you_mean(against, [*methods])}the recipe has {', '.join(methods)}"
         )
     return Recipe(
         where=where,
@@ -305,16 +307,16 @@ def _never_skips(settings: Settings) -> bool:
 
 
 def _check_shared(shared: Shared, where: str) -> None:
-    if not _RUN_NAME.fullmatch(shared.name):
+    if not _RUN_NAME.fullmatch(shared.name) or len(shared.name) > _LONGEST_NAME:
         raise RecipeError(
-            f"{where}: name: is {shared.name!r}; it names the run folder and must be letters, "
-            "digits, '.', '_' and '-', the first a letter or digit"
+            f"{where}: name: is {shown(shared.name)}; it names the run folder and must be letters, "
+            f"digits, '.', '_' and '-', the first a letter or digit, {_LONGEST_NAME} at most"
         )
     for name, given in (shared.methods or {}).items():
-        if not _METHOD_NAME.fullmatch(name):
+        if not _METHOD_NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
             raise RecipeError(
-                f"{where}: methods: {name!r} names a folder and must be small letters, digits, "
-                "'-' and '.', which does not end it; rename it"
+                f"{where}: methods: {shown(name)} names a folder and must be small letters, "
+                f"digits, '-' and '.', which does not end it, {_LONGEST_NAME} at most; rename it"
             )
         for key in given.keys() & Shared.model_fields.keys():
             raise RecipeError(f"{where}: methods.{name}.{key}: is one for all methods; move it up")
@@ -323,11 +325,11 @@ def _check_shared(shared: Shared, where: str) -> None:
     for task in shared.watch:
         if task not in shared.evaluation.tasks:
             raise RecipeError(
-                f"{where}: watch.{task}: `evaluation` has no such task; give it there"
+                f"{where}: watch.{shown_key(task)}: `evaluation` has no such task; give it there"
             )
     seeds = shared.seeds or ()
     if len(set(seeds)) < len(seeds):
-        raise RecipeError(f"{where}: seeds: {list(seeds)} has one twice; remove it")
+        raise RecipeError(f"{where}: seeds: {str(list(seeds))[:80]} has one twice; remove it")
 
 
 def _name_of(settings: Settings) -> str:

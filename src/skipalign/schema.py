@@ -34,7 +34,7 @@ from skipalign.positions import STRATEGIES, Contiguous, Strategy
 from skipalign.prepare import Source
 from skipalign.rope import ROPE_EXTENSIONS, NoExtension, RopeExtension
 from skipalign.tiny.corpus import NAMES
-from skipalign.yaml_tree import shown
+from skipalign.yaml_tree import shown, shown_key
 
 
 class _Strict(BaseModel):
@@ -178,12 +178,12 @@ class Settings(_Strict):
         names = [source.name for source in self.data]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"two sources of data are named {twice!r}; give each its own name")
+            raise ValueError(f"two sources of data are named {shown(twice)}; give each its own")
         for source in self.data:
             if source.weight is not None and source.weight <= 0:
                 raise ValueError(
-                    f"data: the weight of {source.name!r} is {source.weight:g}; it is a share of "
-                    "the tokens and must be above 0 - remove the source instead"
+                    f"data: the weight of {shown(source.name)} is {source.weight:g}; it is a share "
+                    "of the tokens and must be above 0 - remove the source instead"
                 )
         if (
             self.train
@@ -227,12 +227,15 @@ _TASK_FIELDS: dict[str, Any] = {name: _task_field(task.settings) for name, task 
 Evaluation = create_model("Evaluation", __base__=_Evaluation, **_TASK_FIELDS)
 
 
+_Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
+
+
 class Shared(_Strict):
     """What is one for all methods; `methods` are what each of them overrides, still plain."""
 
     name: str
-    seed: int | None = Field(default=None, ge=0)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
+    seed: _Seed | None = None
+    seeds: tuple[_Seed, ...] | None = Field(default=None, min_length=1)
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
     evaluation: Evaluation = Evaluation()  # pyright: ignore[reportInvalidTypeForm]
     watch: dict[str, Annotated[int, Field(ge=1)]] = {}
@@ -305,12 +308,12 @@ def _key_path(error: ErrorDetails, tree: Any) -> list[str]:
     for step in error["loc"]:
         children = dict(enumerate(node)) if isinstance(node, (list, tuple)) else node
         if isinstance(children, dict) and step in children:
-            path.append(str(step))
+            path.append(shown_key(step))
             node = cast(Any, children[step])
     if error["type"] == "missing":
-        path.append(str(error["loc"][-1]))
+        path.append(shown_key(error["loc"][-1]))
     if error["type"] == "unknown_key":
-        path.append(str(error.get("ctx", {})["key"]))
+        path.append(shown_key(error.get("ctx", {})["key"]))
     return path
 
 
@@ -325,7 +328,7 @@ def _problem(error: ErrorDetails) -> str:
         case "union_tag_invalid":
             names = re.findall("'([^']*)'", context["expected_tags"])
             tag = str(context["tag"])
-            return f"{tag!r} is unknown; {did_you_mean(tag, names)}known: {', '.join(names)}"
+            return f"{shown(tag)} is unknown; {did_you_mean(tag, names)}known: {', '.join(names)}"
         case "union_tag_not_found":
             return f"does not say which it is; give its {context['discriminator'].strip(chr(39))}"
         case "value_error":

@@ -14,6 +14,7 @@ import yaml
 from skipalign.errors import RecipeError
 
 _MOST_VALUES = 100_000  # of a document with its aliases written out
+_MOST_KEYS = 32  # of the path of an override
 _FLOAT = "tag:yaml.org,2002:float"
 # The keys by which a mapping says what it is.
 _TAGS = {
@@ -39,7 +40,7 @@ class _Loader(yaml.SafeLoader):
             name = (key.tag, str(key.value))
             if name in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} stands twice; remove one",
+                    problem=f"the key {shown(key.value)} stands twice; remove one",
                     problem_mark=key.start_mark,
                 )
             seen.add(name)
@@ -49,7 +50,7 @@ class _Loader(yaml.SafeLoader):
         value = super().construct_yaml_float(node)
         if not math.isfinite(value):
             raise yaml.MarkedYAMLError(
-                problem=f"{node.value!r} is no finite number", problem_mark=node.start_mark
+                problem=f"{shown(node.value)} is no finite number", problem_mark=node.start_mark
             )
         return value
 
@@ -95,7 +96,9 @@ def read_yaml(text: bytes, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
         raise RecipeError(f"{where}{line}: {error.problem or error.context}; mend it") from None
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+    except RecursionError:
+        raise RecipeError(f"{where}: nested too deeply; no recipe is so deep") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         found = " ".join(str(error).split())[:200]
         raise RecipeError(f"{where}: not YAML in UTF-8 ({found}); mend it") from None
 
@@ -214,11 +217,13 @@ def overridden(tree: dict[str, Any], override: str) -> dict[str, Any]:
     Raises:
         RecipeError: not of that form, or a key that leads nowhere.
     """
-    where = f"override {override!r}"
+    where = f"override {shown(override)}"
     name, sign, text = override.partition("=")
     keys = name.strip().split(".")
     if not sign or not all(keys):
         raise RecipeError(f"{where}: must be KEY=VALUE, such as trainer.max_steps=50")
+    if len(keys) > _MOST_KEYS:
+        raise RecipeError(f"{where}: a path of {len(keys):,} keys; no recipe is so deep")
     if keys[0] == "grid":
         keys[1:] = [".".join(keys[1:])] if keys[1:] else []  # its keys are key paths themselves
     try:
@@ -226,7 +231,7 @@ def overridden(tree: dict[str, Any], override: str) -> dict[str, Any]:
     except RecipeError as error:
         if not text.startswith(("{", "[")):
             raise
-        quoted = f"{name}='\"{text}\"'"
+        quoted = f"{name[:80]}='\"{text[:80]}\"'"
         raise RecipeError(f"{error} - or, if it is plain text, quote it twice: {quoted}") from None
     return placed(tree, keys, value, where)
 
@@ -247,15 +252,23 @@ def placed(node: Any, keys: Sequence[str], value: Any, where: str) -> Any:
     if isinstance(node, list):
         if not key.isdecimal() or int(key) >= len(node):
             last = len(node) - 1
-            raise RecipeError(f"{where}: {key!r} chooses from a list; give a number, 0 to {last}")
+            raise RecipeError(
+                f"{where}: {shown(key)} chooses from a list; give a number, 0 to {last}"
+            )
         changed: list[Any] = list(node)
         changed[int(key)] = placed(changed[int(key)], rest, value, where)
         return changed
     if node is not None and not isinstance(node, dict):
-        raise RecipeError(f"{where}: {key!r} is asked of {shown(node)}, which has no keys")
+        raise RecipeError(f"{where}: {shown(key)} is asked of {shown(node)}, which has no keys")
     inner: dict[str, Any] = dict(node or {})
     inner[key] = placed(inner.get(key), rest, value, where)
     return inner
+
+
+def shown_key(key: Any) -> str:
+    """Return a key for a message: as it stands in the file where that is short and plain."""
+    text = str(key)
+    return text if text.isprintable() and len(text) <= 80 else repr(text)[:80]
 
 
 def shown(value: Any) -> str:
