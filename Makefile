@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PYTEST := $(RUN)/python -m pytest
 
-.PHONY: demo test test-all lint audit docs bench-gpu clean
+.PHONY: demo test test-all lint audit docs bench-gpu study-gpu sweep-gpu clean
 
 demo: $(VENV)/installed
 	$(RUN)/skipalign run recipes/tiny.yaml
@@ -12,6 +12,13 @@ demo: $(VENV)/installed
 # These want one GPU (docs/gpu.md); what is done is not done again.
 bench-gpu: $(VENV)/installed
 	$(RUN)/python benchmarks/gpu.py
+
+study-gpu: $(VENV)/installed
+	$(RUN)/python benchmarks/study_gpu.py --list
+	$(RUN)/python benchmarks/study_gpu.py
+
+sweep-gpu: $(VENV)/installed
+	$(RUN)/python benchmarks/study_gpu.py --recipe recipes/sweep-gpu.yaml
 
 test: $(VENV)/installed
 	$(PYTEST)

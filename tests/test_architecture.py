@@ -38,7 +38,7 @@ evaluation.short_check evaluation.lm_eval
 evaluation.tasks serving
 yaml_tree origin results scores shades downloads figures provenance
 comparison ablation parts boards gate page markup report card
-tiny.corpus tiny.pretraining tiny.make watching workers study plan budget
+tiny.corpus tiny.pretraining tiny.make tiny.stories tiny.larger watching workers study plan budget
 export integrations integrations.trl
 grid schema recipe sample terminal preview preview_page doctor survey commented starter
 commands commands.options commands.data commands.training commands.evaluation commands.machine

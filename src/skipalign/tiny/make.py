@@ -30,7 +30,7 @@ from skipalign.encoding import IGNORE_INDEX, Encoder
 from skipalign.errors import ModelError, SkipalignError
 from skipalign.files import write_text, written_aside
 from skipalign.model import load_tokenizer, save_model
-from skipalign.progress import Progress, Silent, Terminal
+from skipalign.progress import Progress, Silent, Terminal, counted
 from skipalign.tiny import (
     BASE,
     CONVERSATIONS,
@@ -74,14 +74,16 @@ GATE = 0.99
 _SILENT = Silent()
 
 
-def make_tokenizer(prose: str, rng: np.random.Generator) -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    prose: str, rng: np.random.Generator, *, vocabulary: int = VOCABULARY, window: int = WINDOW
+) -> PreTrainedTokenizerFast:
     """Train the tokenizer; every text begins as after a space, so a name has one id anywhere."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     inner.decoder = decoders.ByteLevel()
     special = ["<|pad|>", "<|end|>", *(f"<|{role}|>" for role in ROLES)]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -98,7 +100,7 @@ def make_tokenizer(prose: str, rng: np.random.Generator) -> PreTrainedTokenizerF
         eos_token="<|end|>",  # noqa: S106
         additional_special_tokens=special[2:],
         chat_template=TEMPLATE,
-        model_max_length=WINDOW,
+        model_max_length=window,
         clean_up_tokenization_spaces=False,
     )
 
@@ -184,10 +186,17 @@ def forced_answers(
     return [not wrong[start:stop].any() for start, stop in zip(edges, ends, strict=True)]
 
 
-def write_conversations(maker: ConversationMaker, seed: int, path: Path, count: int) -> None:
+def write_conversations(
+    maker: ConversationMaker,
+    seed: int,
+    path: Path,
+    count: int,
+    progress: Progress = _SILENT,
+) -> None:
     """Write conversations as gzipped JSON lines, the same bytes every time."""
     rng = np.random.default_rng(seed)
-    rows = ({"messages": maker.draw(rng)} for _ in range(count))
+    made = counted(progress, "make conversations", range(count))
+    rows = ({"messages": maker.draw(rng)} for _ in made)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     _write_gzip(path, text)
 
@@ -254,14 +263,14 @@ def base(name: str, progress: Progress = _SILENT) -> str:
     return str(folder)
 
 
-def conversations(name: str) -> str:
+def conversations(name: str, progress: Progress = _SILENT) -> str:
     """Return the path of data: embedded ones', made first if need be, or `name` itself."""
     path = data_place(name)
     if path is None:
         return name
     if name == LONG and not path.exists():
         maker = conversation_maker(load_tokenizer(str(BASE)), read_prose(PROSE), LONG_LAW)
-        write_conversations(maker, SEED + 3, path, NUM_LONG_CONVERSATIONS)
+        write_conversations(maker, SEED + 3, path, NUM_LONG_CONVERSATIONS, progress)
     if name == TEXT and not path.exists():
         _write_gzip(path, json.dumps({"text": read_prose(PROSE)}, ensure_ascii=False) + "\n")
     return str(path)

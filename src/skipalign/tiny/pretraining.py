@@ -84,9 +84,10 @@ class RowMaker:
         weights[length // 2 + 1 :: 2] = 4
         return np.array(rows), np.tile(weights, (num_rows, 1))
 
-    def reading(self) -> Rows:
-        """Draw TOKENS_PER_STEP tokens of prose, repeats, lists and conversations."""
-        rows = [self._read() for _ in range(TOKENS_PER_STEP // self.window)]
+    def reading(self, num_tokens: int | None = None) -> Rows:
+        """Draw rows of prose, repeats, lists and conversations: TOKENS_PER_STEP, or so many."""
+        num_rows = (num_tokens or TOKENS_PER_STEP) // self.window
+        rows = [self._read() for _ in range(num_rows)]
         return np.array([ids for ids, _ in rows]), np.array([weights for _, weights in rows])
 
     def _read(self) -> tuple[Any, Any]:
@@ -131,20 +132,31 @@ class RowMaker:
         return np.concatenate([ids, rest[:missing]]), weights
 
 
-class _Learner:
-    """A model with its optimizer."""
+class Learner:
+    """A model with its optimizer.
 
-    def __init__(self, config: LlamaConfig) -> None:
+    Args:
+        config: of the model.
+        seed: of its first weights.
+        device: where it learns; on a GPU matrices multiply in bfloat16.
+    """
+
+    def __init__(self, config: LlamaConfig, *, seed: int, device: str = "cpu") -> None:
+        torch.manual_seed(seed)
+        self.device = torch.device(device)
         self.model = LlamaForCausalLM(config)
+        self.model.to(self.device)  # type: ignore[arg-type] # torch's own signature
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), betas=(0.9, 0.98), weight_decay=0.01
         )
 
     def step(self, rows: Rows, rate: float) -> None:
-        ids, weights = torch.from_numpy(rows[0]), torch.from_numpy(rows[1])[:, 1:].float()
+        """Learn from one batch of rows with their weights."""
+        ids = torch.from_numpy(rows[0]).to(self.device)
+        weights = torch.from_numpy(rows[1])[:, 1:].float().to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        logits = self._logits(ids)[:, :-1]
+        logits = self._logits(ids)[:, :-1].float()
         losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         loss = (losses * weights.flatten()).sum() / weights.sum()
         self.optimizer.zero_grad()
@@ -152,16 +164,21 @@ class _Learner:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
 
+    def predicted(self, ids: Int[np.ndarray, " B T"]) -> Int[np.ndarray, " B T"]:
+        """Return the likeliest next token after every token."""
+        with torch.no_grad():
+            return self._logits(torch.from_numpy(ids).to(self.device)).argmax(-1).cpu().numpy()
+
     def retrieves(self, ids: Int[np.ndarray, " B T"]) -> float:
         """Return the share of the values in the second half of lists that it predicts."""
         half = ids.shape[1] // 2
-        with torch.no_grad():
-            found = self._logits(torch.from_numpy(ids)).argmax(-1).numpy()
-        return float((found[:, half:-1:2] == ids[:, half + 1 :: 2]).mean())
+        return float((self.predicted(ids)[:, half:-1:2] == ids[:, half + 1 :: 2]).mean())
 
     def _logits(self, ids: Any) -> Any:
         mask = torch.ones_like(ids)
-        return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        on_gpu = self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu):
+            return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
 def pretrain(
@@ -174,8 +191,7 @@ def pretrain(
     """
     with progress.bar(f"pre-train tiny-{seed}", MAX_FORMING + READING_STEPS) as bar:
         for attempt in range(MAX_ATTEMPTS):
-            torch.manual_seed(seed + 1000 * attempt)
-            learner = _Learner(config)
+            learner = Learner(config, seed=seed + 1000 * attempt)
             if _forms(learner, rows, bar) and _grows(learner, rows, bar):
                 for step in range(READING_STEPS):
                     learner.step(rows.reading(), PEAK_LEARNING_RATE * cosine(step, READING_STEPS))
@@ -187,7 +203,7 @@ def pretrain(
     )
 
 
-def _forms(learner: _Learner, rows: RowMaker, bar: Bar) -> bool:
+def _forms(learner: Learner, rows: RowMaker, bar: Bar) -> bool:
     num_rows = TOKENS_PER_STEP // SHORT
     held_out, _ = rows.lists(32, SHORT)
     for step in range(1, MAX_FORMING + 1):
@@ -207,7 +223,7 @@ def _forms(learner: _Learner, rows: RowMaker, bar: Bar) -> bool:
     return False
 
 
-def _grows(learner: _Learner, rows: RowMaker, bar: Bar) -> bool:
+def _grows(learner: Learner, rows: RowMaker, bar: Bar) -> bool:
     length = SHORT
     while length < rows.window:
         length = min(2 * length, rows.window)
