@@ -393,12 +393,17 @@ def test_the_tables_of_the_readme_are_those_of_the_results():
     assert run.returncode == 0, "run python benchmarks/readme_tables.py"
 
 
-def test_what_is_packaged_besides_code_has_a_licence():
+CODE = (".py", ".toml", ".cff", ".typed", "Makefile", "LICENSE", "NOTICE", "constraints.txt", ".sh")
+TOOLS = (".gitignore", ".gitattributes", ".pre-commit-config.yaml", ".ci/run")
+
+
+def test_what_is_neither_code_nor_documentation_has_a_licence():
     listed = (ROOT / "NOTICE").read_text(encoding="utf-8")
     patterns = re.findall(r"^ {4}(\S+/\S+)$", listed, re.MULTILINE)
-    packaged = [p for p in tracked() if p.startswith(("src/skipalign/", "recipes/"))]
-    data = [p for p in packaged if not p.endswith((".py", "py.typed"))]
-    assert data
+    packaged = ("src/skipalign/", "recipes/", "tests/")
+    others = [path for path in tracked() if not path.endswith(CODE) and path not in TOOLS]
+    data = [path for path in others if path.startswith(packaged) or not path.endswith(".md")]
+    assert len(data) > 50
     for path in data:
         known = any(fnmatch(path, pattern) for pattern in patterns)
         spoken = "SPDX-License-Identifier:" in (ROOT / path).read_bytes()[:2000].decode("latin-1")
@@ -406,6 +411,16 @@ def test_what_is_packaged_besides_code_has_a_licence():
     for pattern in patterns:
         found = [path for path in tracked() if fnmatch(path, pattern)]
         assert found, f"NOTICE names {pattern}, which no file is"
+
+
+def test_every_benchmark_of_others_has_its_terms():
+    papers = (ROOT / "docs/papers.md").read_text(encoding="utf-8")
+    section = papers.partition("\n## Benchmarks of others\n")[2].partition("\n## ")[0]
+    named = re.findall(r"^- ([\w ]+?) \(`", section, re.MULTILINE)
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    listed = notice.partition("\nData sets that are named")[2]
+    assert len(named) >= 6
+    assert {*named} <= {*re.findall(r"^  ([\w ]+): .*\w", listed, re.MULTILINE)}
 
 
 def test_one_version_everywhere():
