@@ -44,7 +44,7 @@ def test_preview_writes_a_page_of_several_samples(run: Any):
     found = run("preview", "own.yaml", *more, "--html", "samples.html")
     assert (
         found.last
-        == "made samples.html of samples 1 to 2; next: skipalign preview own.yaml --index 3"
+        == "made samples.html of samples 1 to 2; next: skipalign preview own.yaml data=three.jsonl --index 3"
     )
     page = Path("samples.html").read_text()
     assert page.count('<svg class="ruler"') == 2
@@ -89,3 +89,5 @@ def test_prepare_prints_what_became_of_the_rows(run: Any, study: dict[str, Any])
     assert run("prepare", "own.yaml").last.startswith(
         "made runs/own/data; next: skipalign train own"
     )
+    short = run("prepare", "own.yaml", "name=short", "trainer.max_steps=2")
+    assert short.last.endswith("next: skipalign train own.yaml name=short trainer.max_steps=2")

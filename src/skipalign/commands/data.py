@@ -1,5 +1,6 @@
 """preview, prepare: from rows of a file to samples."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,8 @@ def preview(recipe: str, overrides: Sequence[str], **given: Any) -> None:
     else:
         for sample in samples:
             show(sample, tokenizer, console(), method=method, full=given["full"])
-    following = f"skipalign preview {recipe} --index {samples[-1].index + 1}"
+    given_words = shlex.join([recipe, *overrides])
+    following = f"skipalign preview {given_words} --index {samples[-1].index + 1}"
     last_line(made, following, as_json=given["as_json"])
 
 
@@ -125,7 +127,8 @@ def prepare(recipe: str, overrides: Sequence[str], **given: Any) -> None:
     accounting = study.prepare(trainings, run_dir, progress_for(quiet=given["quiet"]))
     (print_json if given["as_json"] else print_accounting)(accounting)
     made = run_dir / trained[0].directory / "data"
-    following = f"skipalign train {recipe}{choosing(read, trained[0])}"
+    given_words = shlex.join([recipe, *overrides])  # without them it would be another training
+    following = f"skipalign train {given_words}{choosing(read, trained[0])}"
     return last_line(f"made {made}", following, as_json=given["as_json"])
 
 
