@@ -42,10 +42,8 @@ def test_preview_writes_a_page_of_several_samples(run: Any):
     Path("three.jsonl").write_text(row.replace("no json\n", "") * 3)
     more = ("data=three.jsonl", "--samples", "2", "--index", "1")
     found = run("preview", "own.yaml", *more, "--html", "samples.html")
-    assert (
-        found.last
-        == "made samples.html of samples 1 to 2; next: skipalign preview own.yaml data=three.jsonl --index 3"
-    )
+    following = "skipalign preview own.yaml data=three.jsonl --index 3"
+    assert found.last == f"made samples.html of samples 1 to 2; next: {following}"
     page = Path("samples.html").read_text()
     assert page.count('<svg class="ruler"') == 2
     assert "\x1b" not in page
