@@ -261,7 +261,7 @@ def test_results_that_know_nothing_of_a_new_setting_are_results_of_its_default(t
 
 def test_other_settings_never_mix_with_a_finished_training(folder: Path, finished: Path):
     changed = trainings(folder, trainer={"max_steps": 5})
-    with pytest.raises(RunError, match=r"holds a training of other settings \(trainer: "):
+    with pytest.raises(RunError, match=r"other settings \(trainer\.max_steps: 4 there, 5 here; "):
         study.run(changed, finished, recipe_text="name: demo\n")
 
 

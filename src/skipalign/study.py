@@ -13,12 +13,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -390,7 +390,7 @@ def _finished(training: Training, out: Path) -> dict[str, Any] | None:
         unlike = _unlike(read_json(out / "settings.json"), training)
         if unlike:
             raise RunError(
-                f"{out}: holds a training of other settings ({', '.join(unlike[:2])}); give the "
+                f"{out}: holds a training of other settings ({'; '.join(unlike[:2])}); give the "
                 "new one a folder of its own (name=...) or delete this one"
             )
     if not (out / "training.json").exists() or not (out / "model/config.json").exists():
@@ -415,8 +415,18 @@ def _unlike(found: Mapping[str, Any], training: Training) -> list[str]:
         name: _with_defaults(strategy, training.strategies.get(name))
         for name, strategy in found.get("strategies", {}).items()
     }
-    keys = [key for key, value in new.items() if old.get(key) != value]
-    return [f"{key}: {found.get(key)} there, {new[key]} here" for key in keys]
+    return list(_differences({key: old.get(key) for key in new}, new))
+
+
+def _differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
+    """Yield what differs of two trees, as deep in them as both have parts."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        both = cast(tuple[dict[str, Any], dict[str, Any]], (old, new))
+        for key in both[0] | both[1]:
+            inner = (each.get(key, "not set") for each in both)
+            yield from _differences(*inner, place=f"{place}.{key}" if place else key)
+    elif old != new:
+        yield f"{place}: {old} there, {new} here"
 
 
 def _with_defaults(found: Any, part: Any) -> Any:
