@@ -19,7 +19,8 @@ from skipalign import prepare as room
 from skipalign.conversation import Conversation, read_conversations
 from skipalign.encoding import Encoder
 from skipalign.errors import DataError, RecipeError, RunError
-from skipalign.prepare import ExampleFile, Source, prepare
+from skipalign.prepare import ExampleFile, Source, digests_of, prepare
+from skipalign.progress import Silent
 
 SHARED = Path(__file__).parents[1].parent / "shared/data"
 
@@ -363,3 +364,30 @@ def test_the_file_is_plain_arrow(mixed, fast, tmp_path):
     table = pa.ipc.open_file(str(tmp_path / "data/examples.arrow")).read_all()
     assert table.column_names == ["input_ids", "trained", "segments", "breaks", "id", "source"]
     assert table.num_rows == 9
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(mixed, fast, tmp_path):
+    path = tmp_path / "growing.jsonl"
+    path.write_bytes(Path(mixed).read_bytes())
+
+    class Growing:
+        def bar(self, description, total):
+            with path.open("a") as handle:
+                handle.write(GOOD[0] + "\n")
+            return Silent().bar(description, total)
+
+    with pytest.raises(DataError, match=r"growing\.jsonl: changed while it was read"):
+        prepare([Source(str(path), "a")], fast, tmp_path / "out", progress=Growing())
+    assert not (tmp_path / "out/data/manifest.json").exists()
+    assert prepare([Source(str(path), "a")], fast, tmp_path / "out")["total"]["examples"]
+
+
+def test_files_that_a_training_has_read_are_not_replaced_by_others(mixed, fast, tmp_path):
+    prepare([Source(mixed, "a")], fast, tmp_path / "out")
+    read = digests_of(tmp_path / "out/data")
+    made = (tmp_path / "out/data/examples.arrow").read_bytes()
+    other = write(tmp_path / "other.jsonl", GOOD[:1])
+    with pytest.raises(DataError, match=r"began with other data \(a changed since\); put the old"):
+        prepare([Source(other, "a")], fast, tmp_path / "out", trained_on=read)
+    assert (tmp_path / "out/data/examples.arrow").read_bytes() == made
+    assert prepare([Source(mixed, "a")], fast, tmp_path / "out", trained_on=read)
