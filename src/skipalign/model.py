@@ -7,9 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from skipalign import adapters
 from skipalign.adapters import Adapter
 from skipalign.errors import ModelError
 from skipalign.files import disk_faults_of, write_text
-from skipalign.progress import Progress, Silent, counted
+from skipalign.progress import Bar, Progress, Silent, counted
 from skipalign.rope import BATCH_DEPENDENT, NoExtension, RopeBase, RopeExtension
 
 # The first release that writes and reads `rope_parameters`.
@@ -146,20 +145,27 @@ def _load_weights(path: str, config: Config, progress: Progress, **options: Any)
         raise ModelError(_load_message("model", path, error)) from None
 
 
-def weights_digest(path: str) -> str | None:
+def weights_digest(path: str, progress: Progress = _SILENT) -> str | None:
     """Return blake2b of the *.safetensors in a local folder, read in order; None for a hub id."""
     files = sorted(Path(path).glob("*.safetensors"))
     stats = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return _files_digest(stats) if files else None
+    if files and stats not in _digests:
+        mebibytes = sum(size for _, size, _ in stats) >> 20
+        with progress.bar("digest of the weights, MiB", mebibytes) as bar:
+            _digests[stats] = _files_digest(files, bar)
+    return _digests[stats] if files else None
 
 
-@lru_cache
-def _files_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+_digests: dict[tuple[tuple[Path, int, int], ...], str] = {}  # of files as they were in this process
+
+
+def _files_digest(files: Sequence[Path], bar: Bar) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for path, _, _ in files:
+    for path in files:
         with path.open("rb") as file:
             while chunk := file.read(2**20):
                 digest.update(chunk)
+                bar.advance()
     return digest.hexdigest()
 
 

@@ -235,8 +235,10 @@ def prepare(
                 continue
             started = time.monotonic()
             tokenizer = load_tokenizer(tokenizer_path, revision=training.base.revision)
+            paths = [make.conversations(each.path, progress) for each in training.sources]
+            pairs = zip(training.sources, paths, strict=True)
             accounting = prepare_room.prepare(
-                [replace(each, path=make.conversations(each.path)) for each in training.sources],
+                [replace(each, path=path) for each, path in pairs],
                 tokenizer,
                 out,
                 template_kwargs=training.template_kwargs,
@@ -301,7 +303,7 @@ def train(
 def _train_alone(
     training: Training, out: Path, progress: Progress, order: int, coverage_range: int | None
 ) -> dict[str, Any]:
-    if (done := on_first(partial(_finished, training, out))) is not None:
+    if (done := on_first(partial(_finished, training, out, progress))) is not None:
         return done
     base, base_digest = on_first(partial(_begun, training, out, progress))
     max_position = training.max_position or None
@@ -345,7 +347,7 @@ def join(training: Training, run_dir: Path) -> None:
 def _begun(training: Training, out: Path, progress: Progress) -> tuple[str, str | None]:
     """Return the base and the digest of its weights; write what the folder is for."""
     base = make.base(training.base.path, progress)
-    return base, _claim(training, out, base)
+    return base, _claim(training, out, base, progress)
 
 
 def _fit(
@@ -378,7 +380,7 @@ def _fit(
     return asdict(outcome)
 
 
-def _finished(training: Training, out: Path) -> dict[str, Any] | None:
+def _finished(training: Training, out: Path, progress: Progress) -> dict[str, Any] | None:
     """Return the training.json of a finished training, or None.
 
     Raises:
@@ -396,7 +398,7 @@ def _finished(training: Training, out: Path) -> dict[str, Any] | None:
     if not (out / "training.json").exists() or not (out / "model/config.json").exists():
         return None
     place = tiny.base_place(training.base.path) or training.base.path
-    _require_same_base(out, weights_digest(str(place)))
+    _require_same_base(out, weights_digest(str(place), progress))
     return read_json(out / "training.json")
 
 
@@ -433,13 +435,13 @@ def _with_defaults(found: Any, part: Any) -> Any:
     return found if not isinstance(found, dict) or part is None else defaults(part) | found
 
 
-def _claim(training: Training, out: Path, base: str) -> str | None:
+def _claim(training: Training, out: Path, base: str, progress: Progress) -> str | None:
     """Write what the folder is for; return the digest of the base's weights, None for a hub id.
 
     Raises:
         RunError: the folder's training began from other weights.
     """
-    base_digest = weights_digest(base)
+    base_digest = weights_digest(base, progress)
     if _holds_work(out):
         _require_same_base(out, base_digest)
     settings = training.settings()

@@ -199,7 +199,7 @@ class Survey:
         self, path: str, tokenizer: Any, *, seed: int = 0, progress: Progress = _SILENT
     ) -> None:
         self._tokenizer = tokenizer
-        found = _Rows(make.conversations(path), np.random.default_rng(seed), progress)
+        found = _Rows(make.conversations(path, progress), np.random.default_rng(seed), progress)
         encoder = Encoder(tokenizer, max_tokens=_NO_LIMIT)
         encoded: list[Encoded] = []
         with progress.bar(f"tokenize {path}", len(found.sample)) as bar:
@@ -332,7 +332,7 @@ def look_at_device(gpu: str | None) -> DeviceFacts:
         return DeviceFacts(
             name="this machine's CPU", memory=memory, bf16=False, on_gpu=False, gpu=None
         )
-    best = max(found, key=lambda each: each.total_memory)
+    best = max(found, key=_memory)
     return DeviceFacts(
         name=best.name,
         memory=best.total_memory,
@@ -340,6 +340,10 @@ def look_at_device(gpu: str | None) -> DeviceFacts:
         on_gpu=True,
         gpu=_listed(best.name),
     )
+
+
+def _memory(gpu: Any) -> int:
+    return int(gpu.total_memory)
 
 
 def _listed(name: str) -> str | None:

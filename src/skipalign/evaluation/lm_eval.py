@@ -115,9 +115,8 @@ def _asked(
         ) from None
     tasks = _known_tasks(settings)
     room: Any = evaluator
-    adapter: Any = huggingface.HFLM(
-        pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size
-    )
+    made: Any = huggingface.HFLM
+    adapter = made(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
     _count(adapter, model, bar)
     found: Any = room.simple_evaluate(
         adapter,
