@@ -6,13 +6,13 @@ import io
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from made_hostile import HOSTILE, poison
 from made_runs import (
     LENGTHS,
     METHODS,
@@ -35,12 +35,7 @@ from skipalign.report import (
     write_report,
     write_study_document,
 )
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-HOSTILE = (
-    "</td></script><script>document.title='owned'</script>"
-    "\"'><img src=x onerror=\"document.title='owned'\">{{7*7}}{% raw %}&amp;"
-)
+from skipalign.visible import visible
 
 
 class Elements(HTMLParser):
@@ -189,7 +184,8 @@ def test_one_command_makes_the_page_of_results_without_a_training(tmp_path):
     made = make_study(tmp_path / "run", methods=("normal",), seeds=(0,)) / "normal/seed-0"
     shutil.copytree(made / "evaluation", tmp_path / "mine")
     scored = score_folder(Path(__file__).parent / "predictions")
-    scored["incomplete"] = {"lcc": HOSTILE}
+    hostile = HOSTILE.replace("\ud800", "")
+    scored["incomplete"] = {"lcc": hostile}
     write_json(tmp_path / "mine/longbench/longbench.json", {**scored, "cells": []})
     elements = Elements(write_report([tmp_path / "mine"]))
     text = " ".join(elements.text.split())
@@ -198,7 +194,7 @@ def test_one_command_makes_the_page_of_results_without_a_training(tmp_path):
     assert not {"cost", "coverage", "loss", "probe", "data"} & sections
     assert "GPT-3.5-Turbo-16k" in text
     assert "Published: longbench-v1" in text
-    assert HOSTILE in elements.text, "shown as text"
+    assert visible(hostile) in elements.text, "shown as text"
     assert f"{scored['tasks']['lcc']['score']:.2f}" in text
     assert [str(drawn.title) for drawn in terminal_tables([tmp_path / "mine"])] == [
         "mine: longbench-v1, percent [95% interval]",
@@ -225,63 +221,21 @@ def test_protocols_are_told_apart_on_the_page_and_refused_in_a_document(tmp_path
 # -------------------------------------------------------------------------------- hostile text
 
 
-def poisoned(value):
-    """Put hostile text after every text and into every name that is not the format's own."""
-    if isinstance(value, dict):
-        return {key: poisoned(each) for key, each in value.items()} | {HOSTILE: HOSTILE}
-    if isinstance(value, list):
-        return [poisoned(each) for each in value]
-    return value + HOSTILE if isinstance(value, str) else value
-
-
-def poison(folder):
-    for path in folder.rglob("*.json"):
-        document = {key: poisoned(each) for key, each in read_json(path).items()}
-        if path.name == "accounting.json":
-            counted = {**document["sources"]["tiny"]}
-            counted = {key: each for key, each in counted.items() if key != HOSTILE}
-            for key in ("rejected", "dropped", "notes"):
-                counted[key][HOSTILE] = 1
-            document["sources"] = {HOSTILE: counted}
-            document.pop("total")
-        if path.name == "coverage.json":
-            document["histogram"].pop(HOSTILE)
-        document.pop("schema_version")
-        write_json(path, document)
-    (folder / "recipe.yaml").write_text(HOSTILE)
-    return folder
-
-
 def test_no_text_becomes_markup(run):
-    elements = Elements(write_report([poison(run)]))
+    path = write_report([poison(run)])
+    elements = Elements(path)
     assert len(elements.all("script")) == 1
     assert not elements.all("img")
     names = {name for _, attributes in elements.found for name in attributes}
     assert not {name for name in names if name.startswith("on")}
-    assert elements.text.count(HOSTILE) > 100
+    assert elements.text.count(visible(HOSTILE)) > 100
+    assert not re.search("[\x1b\x07\u202e\u2066\u200b]", path.read_text(encoding="utf-8"))
     # The policy of the page lets no other script run, should one get through.
-    script = re.search(r"<script>(.*?)</script>", (run / "report.html").read_text(), re.DOTALL)[1]
+    script = re.search(r"<script>(.*?)</script>", path.read_text(), re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     (policy,) = [each["content"] for each in elements.all("meta") if "http-equiv" in each]
     assert f"script-src 'sha256-{digest}'" in policy
     assert policy.startswith("default-src 'none'")
-
-
-@pytest.mark.long
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium in the PATH")
-def test_in_a_browser_our_script_runs_and_no_other(run):
-    page = write_report([poison(run)])
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000"]
-    done = subprocess.run(
-        [CHROMIUM, *options, "--dump-dom", f"file://{page}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "<title>tiny" in done.stdout
-    assert "<title>owned" not in done.stdout
-    assert '<button type="button">' in done.stdout
 
 
 # -------------------------------------------------------------------------------- the terminal

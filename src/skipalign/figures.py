@@ -248,7 +248,8 @@ def histogram(
 ) -> Plot:
     """Lay out a histogram as one stepped area; `rule` is a level line."""
     size = (360.0, 210.0)
-    frame = _Frame(LEFT, size[0] - 14, 10, size[1] - 42, *axes)
+    last = axes[0].ticks[-1][1]  # its text reaches beyond the frame
+    frame = _Frame(LEFT, size[0] - 4 - 4 * len(last), 10, size[1] - 42, *axes)
     corners = [f"M{frame.x(edges[0]):g} {frame.bottom:g}"]
     for stop, height in zip(edges[1:], heights, strict=True):
         corners.append(f"V{frame.y(height) if height > 0 else frame.bottom:g}H{frame.x(stop):g}")

@@ -79,7 +79,7 @@ def sections(groups: Sequence[Group], task: str) -> list[Section]:
 def settings_digest(document: Mapping[str, Any]) -> str:
     """Return eight hex digits that are equal for results measured in the same way."""
     text = json.dumps(conditions(document), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
 
 
 def conditions(document: Mapping[str, Any]) -> dict[str, Any]:
