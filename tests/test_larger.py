@@ -93,6 +93,28 @@ def test_an_attempt_that_does_not_retrieve_is_given_up(begun: Path):
         larger.make_config("7b", law)
 
 
+def test_an_answer_is_right_when_each_of_its_tokens_is(
+    begun: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert larger.make("shrunken", 0, begun, law=LAW, minutes=0) is None
+    prose = larger._prose(LAW)
+    rows = larger.StoryRows(load_tokenizer(str(begun / "tokenizer")), prose, LAW.window)
+    training = larger.Pretraining("shrunken", 0, begun / "base-shrunken-0.state", LAW, rows)
+    tokenizer = load_tokenizer(str(begun / "tokenizer"))
+    scores: dict[str, float] = {}
+    for unknown in ("<|pad|>", "Ada", "<|end|>"):
+        (number,) = tokenizer(unknown)["input_ids"]
+
+        def predicted(ids: np.ndarray, number: int = number) -> np.ndarray:
+            following = np.roll(ids, -1, axis=1)
+            return np.where(following == number, 0, following)
+
+        monkeypatch.setattr(training.learner, "predicted", predicted)
+        scores[unknown] = training.retrieval()
+    assert (scores["<|pad|>"], scores["<|end|>"]) == (1.0, 0.0)
+    assert 0.9 < scores["Ada"] < 1.0  # one name of 64
+
+
 @pytest.mark.parametrize("size", larger.SIZES)
 def test_the_architecture_files_are_the_sizes(size: str):
     path = ROOT / f"recipes/architectures/made/stories-{size}.json"

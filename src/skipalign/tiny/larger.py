@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from transformers import LlamaConfig
 
 from skipalign.errors import ModelError, SkipalignError
@@ -36,10 +35,10 @@ from skipalign.files import read_json, write_json, written_aside
 from skipalign.model import load_tokenizer, save_model
 from skipalign.progress import Progress, Silent, Terminal
 from skipalign.tiny import PROSE
-from skipalign.tiny.corpus import KEYS, VALUES, read_prose, sentences
+from skipalign.tiny.corpus import read_prose, sentences
 from skipalign.tiny.make import make_tokenizer
-from skipalign.tiny.pretraining import NAMING_STEPS, Learner, RowMaker, Rows, cosine
-from skipalign.tiny.stories import StoryLaw, StoryMaker, sentence
+from skipalign.tiny.pretraining import NAMING_STEPS, Learner, Rows, cosine
+from skipalign.tiny.stories import StoryRows, sentence
 
 FOLDER = Path("runs/stories")
 WINDOW = 1024
@@ -132,47 +131,6 @@ def make_config(size: str, law: Law) -> LlamaConfig:
         pad_token_id=0,
         eos_token_id=1,
     )
-
-
-class StoryRows(RowMaker):
-    """The rows of the tiny bases, with text and conversations that are drawn anew each time."""
-
-    def __init__(self, tokenizer: Any, prose: Sequence[str], law: Law) -> None:
-        ids = [np.array(each) for each in tokenizer(list(prose))["input_ids"]]
-        known = dict(zip(prose, ids, strict=True))
-        keys, values = (
-            np.array([tokenizer(name)["input_ids"][0] for name in names])
-            for names in (KEYS, VALUES)
-        )
-        # Lists of the window's length need more words than there are names.
-        begins = len(tokenizer.all_special_ids)
-        others = np.setdiff1d(np.arange(begins, len(tokenizer)), np.concatenate([keys, values]))
-        names = np.concatenate([keys, others[::2]]), np.concatenate([values, others[1::2]])
-        rng = np.random.default_rng(0)
-        super().__init__(np.concatenate(ids), names, [], law.window, rng)
-
-        def token_ids(text: str) -> Int[np.ndarray, " T"]:
-            found = known.get(text)
-            return np.array(tokenizer(text)["input_ids"]) if found is None else found
-
-        self.maker = StoryMaker(prose, token_ids, StoryLaw(max_tokens=law.window))
-        user, assistant, end = tokenizer.convert_tokens_to_ids(
-            ["<|user|>", "<|assistant|>", "<|end|>"]
-        )
-        self.marks = (user, assistant, end)
-
-    def _conversation(self) -> tuple[Any, Any]:
-        ids, trained = self.maker.encoded(self.maker.draw(self.rng), self.marks)
-        rest, _ = self._prose()
-        missing = self.window - len(ids)
-        weights = np.concatenate([np.where(trained, 4.0, 1.0), np.ones(missing)])
-        return np.concatenate([ids, rest[:missing]]), weights
-
-    def asked(self, num_rows: int) -> tuple[Any, Any]:
-        """Draw rows that hold a conversation each, and which of their tokens are answers."""
-        rows = [self._conversation() for _ in range(num_rows)]
-        ids, weights = (np.array(each) for each in zip(*rows, strict=True))
-        return ids, weights == 4.0
 
 
 @dataclass(kw_only=True)
@@ -366,7 +324,7 @@ def make(
     began = time.monotonic()
     prose = _prose(law)
     tokenizer = _tokenizer(folder / "tokenizer", prose, law)
-    rows = StoryRows(tokenizer, prose, law)
+    rows = StoryRows(tokenizer, prose, law.window)
     _write_data(folder, rows, law)
     training = Pretraining(size, seed, place.with_name(f"{place.name}.state"), law, rows)
     if not training.run(minutes - (time.monotonic() - began) / 60, progress):

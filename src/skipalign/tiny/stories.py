@@ -11,11 +11,13 @@ Shape letters: T tokens.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from skipalign.tiny.corpus import ANSWER, KEYS, QUESTION, VALUES, Record, draw_records
+from skipalign.tiny.pretraining import RowMaker
 
 Ids = Int[np.ndarray, " T"]
 TokenIds = Callable[[str], Ids]
@@ -225,3 +227,50 @@ def _told(record: Record, rng: np.random.Generator) -> str:
 def _asked(record: Record) -> tuple[str, str]:
     key, value = record
     return QUESTION.format(key=key), ANSWER.format(key=key, value=value)
+
+
+class StoryRows(RowMaker):
+    """The rows of the tiny bases, with conversations that are drawn anew each time.
+
+    Args:
+        tokenizer: of the base, in which a name is one token.
+        prose: sentences.
+        window: tokens of a row.
+    """
+
+    def __init__(self, tokenizer: Any, prose: Sequence[str], window: int) -> None:
+        ids = [np.array(each) for each in tokenizer(list(prose))["input_ids"]]
+        known = dict(zip(prose, ids, strict=True))
+        keys, values = (
+            np.array([tokenizer(name)["input_ids"][0] for name in names])
+            for names in (KEYS, VALUES)
+        )
+        # Lists of the window's length need more words than there are names.
+        begins = len(tokenizer.all_special_ids)
+        others = np.setdiff1d(np.arange(begins, len(tokenizer)), np.concatenate([keys, values]))
+        names = np.concatenate([keys, others[::2]]), np.concatenate([values, others[1::2]])
+        rng = np.random.default_rng(0)
+        super().__init__(np.concatenate(ids), names, [], window, rng)
+
+        def token_ids(text: str) -> Int[np.ndarray, " T"]:
+            found = known.get(text)
+            return np.array(tokenizer(text)["input_ids"]) if found is None else found
+
+        self.maker = StoryMaker(prose, token_ids, StoryLaw(max_tokens=window))
+        user, assistant, end = tokenizer.convert_tokens_to_ids(
+            ["<|user|>", "<|assistant|>", "<|end|>"]
+        )
+        self.marks = (user, assistant, end)
+
+    def _conversation(self) -> tuple[Any, Any]:
+        ids, trained = self.maker.encoded(self.maker.draw(self.rng), self.marks)
+        rest, _ = self._prose()
+        missing = self.window - len(ids)
+        weights = np.concatenate([np.where(trained, 4.0, 1.0), np.ones(missing)])
+        return np.concatenate([ids, rest[:missing]]), weights
+
+    def asked(self, num_rows: int) -> tuple[Any, Any]:
+        """Draw rows that hold a conversation each, and which of their tokens are answers."""
+        rows = [self._conversation() for _ in range(num_rows)]
+        ids, weights = (np.array(each) for each in zip(*rows, strict=True))
+        return ids, weights == 4.0
