@@ -103,7 +103,9 @@ def parse(command: str) -> None:
     """
     words = shlex.split(command.removesuffix(" &"))
     program, arguments = words[0], words[1:]
-    if program.startswith(VENV):
+    if program == f"{VENV}python":
+        _python(arguments)
+    elif program.startswith(VENV):
         tool = program.removeprefix(VENV).partition("/")[0]
         assert any(re.match(rf"{tool}\b", each) for each in requirements()), f"{tool} is not in dev"
         assert all((ROOT / each).is_file() for each in arguments if each.endswith(".py")), command
