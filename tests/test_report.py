@@ -17,6 +17,7 @@ from made_runs import (
     LENGTHS,
     METHODS,
     STUDY,
+    make_ablation,
     make_run,
     make_study,
     make_training,
@@ -122,6 +123,40 @@ def test_the_page_of_a_study_names_every_line_and_uses_only_its_own_parts(tmp_pa
     used = {each["href"] for each in elements.all("use")}
     assert used == {f"#ghosts-{task}-1" for task in ("needle", "stretch", "perplexity")}
     assert {each.removeprefix("#") for each in used} <= set(names)
+
+
+def test_every_part_with_pictures_has_its_data_behind_a_link(tmp_path):
+    for made in (make_study(tmp_path / "s", seeds=(0,)), make_ablation(tmp_path / "a", seeds=(0,))):
+        text = write_report([made]).read_text(encoding="utf-8")
+        parts = re.findall(r'<section id="([\w-]+)"(.*?)</section>', text, re.DOTALL)
+        drawn = {
+            name: part for name, part in parts if re.search("<svg class=.plot|data-walk", part)
+        }
+        assert {"needle", "maps", "coverage", "loss"} <= {*drawn}
+        for name, part in drawn.items():
+            assert 'href="data:text/csv' in part, name
+        figures = re.findall(
+            r"<figure>(?:(?!</figure>).)*<svg class=.plot.*?</figure>", text, re.DOTALL
+        )
+        assert len(figures) > 1
+    anchors = set(re.findall(r'href="#(csv-[\w-]+)"', text))
+    assert anchors <= set(re.findall(r'id="(csv-[\w-]+)"', text))
+
+
+def test_methods_can_be_chosen_where_there_are_several_and_none_is_hidden_without_script(tmp_path):
+    elements = Elements(write_report([make_run(tmp_path / "three", seeds=(0,))]))
+    boxes = [each for each in elements.all("input") if each.get("type") == "checkbox"]
+    assert [each["value"] for each in boxes] == ["0", "1", "2"]
+    assert all("checked" in each for each in boxes)
+    hidden = [attributes for _, attributes in elements.found if "hidden" in attributes]
+    assert [each["id"] for each in hidden] == ["choose"]
+    marked = [attributes["data-m"] for _, attributes in elements.found if "data-m" in attributes]
+    assert {*marked} == {"0", "1", "2"}
+    assert marked.count("0") + 2 == marked.count("1") == marked.count("2"), (
+        "no difference from itself"
+    )
+    alone = Elements(write_report([make_run(tmp_path / "one", methods=("normal",), seeds=(0,))]))
+    assert not alone.all("input")
 
 
 def test_marks_tell_where_an_interval_leaves_zero_out_without_colour(run):
