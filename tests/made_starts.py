@@ -127,6 +127,8 @@ class Starter:
         """
         self._number += 1
         prints = self._scratch / f"start-{self._number}"
+        for name in (".out", ".err"):
+            prints.with_suffix(name).touch()  # a start may be killed before it opens them
         asked = {"words": words, "cwd": str(cwd), "prints": str(prints), "more": more_memory}
         return Start(self, self.ask(asked), prints)
 
@@ -143,7 +145,7 @@ def _become(asked: dict[str, Any]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(asked["cwd"])
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        flags = os.O_WRONLY | os.O_TRUNC
         for number, name in ((1, ".out"), (2, ".err")):
             os.dup2(os.open(asked["prints"] + name, flags), number)
         if asked["more"] is not None:

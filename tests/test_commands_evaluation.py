@@ -162,7 +162,7 @@ def test_overwrite_throws_away_the_trials_of_that_task_alone(run: Any, study: di
     run(*words)
     assert Path("here/needle.trials.jsonl").exists()
     run(*words, "--overwrite")
-    assert [path.name for path in Path("here").iterdir()] == ["stretch.trials.jsonl"]
+    assert [path.name for path in Path("here").glob("*.jsonl")] == ["stretch.trials.jsonl"]
 
 
 # ------------------------------------------------------------------------------ other backends

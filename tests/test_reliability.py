@@ -302,6 +302,26 @@ def test_a_second_start_in_a_folder_is_refused_while_the_first_works(
     assert read_json(place / "runs/own/training.json")["steps"] == 300
 
 
+@long
+def test_two_evaluations_into_one_folder_are_never_mixed(
+    root: Path, starter: Starter, tmp_path: Path, told: Callable[[Ended], None]
+):
+    place = make_place(root, tmp_path / "place")
+    finish(starter, place, "prepare", "train")
+    words = (*STAGES["needle"], "trials=60", "--out", "out")
+    answers = place / "out/needle.trials.jsonl"
+    first = starter.start(*words, cwd=place)
+    until(lambda: len(read_json_lines(answers)) >= 3)
+    first.kill(signal.SIGSTOP)
+    ended = starter.run(*words, "--overwrite", cwd=place)
+    assert ended.code == 1
+    told(ended)
+    first.kill(signal.SIGCONT)
+    assert first.end().code == 0
+    trials = [(t["context_length"], t["depth"], t["trial"]) for t in read_json_lines(answers)[1:]]
+    assert len(trials) == len(set(trials)) == 2 * 2 * 60
+
+
 # ------------------------------------------------------------------------------ disks
 
 

@@ -16,6 +16,7 @@ from skipalign.commands.options import (
     output,
 )
 from skipalign.errors import ModelError
+from skipalign.files import alone_in
 from skipalign.terminal import (
     console,
     hush,
@@ -121,8 +122,9 @@ def evaluate(model: str, overrides: Sequence[str], **given: Any) -> None:
     beside = _relative((_training_of(model) if is_here else None) or Path.cwd())
     out = given["out"] or (beside / TASKS[task].document).parent
     if given["overwrite"]:
-        for old in (out / f"{task}.trials.jsonl", *out.glob("predictions/*.json*")):
-            old.unlink(missing_ok=True)
+        with alone_in(out):
+            for old in (out / f"{task}.trials.jsonl", *out.glob("predictions/*.json*")):
+                old.unlink(missing_ok=True)
     results = answers(settings, out, progress_for(quiet=given["quiet"]))
     shown = print_longbench if "averages" in results else print_cells
     (print_json if given["as_json"] else shown)(results)
