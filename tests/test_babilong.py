@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fixtures_suites import Teller, tokenizer
+from made_progress import Telling
 from skipalign.errors import DataError, RecipeError
 from skipalign.evaluation.babilong import (
     BabilongSettings,
@@ -106,7 +107,9 @@ def test_an_answer_is_compared_as_published(task, question, target, answer, righ
 def test_accuracy_by_task_and_by_length(data, tmp_path):
     teller = Teller(lambda text: "The kitchen." if "A book." not in text else "The garden.")
     settings = BabilongSettings(data=str(data), tasks=("qa1", "qa2"))
-    document = evaluate_babilong(teller, tokenizer(), settings, tmp_path / "out")
+    progress = Telling()
+    document = evaluate_babilong(teller, tokenizer(), settings, tmp_path / "out", progress)
+    assert [each.is_whole for each in progress.stages] == [True]
     assert document == read_json(tmp_path / "out" / "babilong.json")
     cells = [(cell["name"], cell["size"], cell["correct"], cell["n"]) for cell in document["cells"]]
     assert cells == [

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from made_progress import Telling
 from skipalign import coverage
 from skipalign.encoding import IGNORE_INDEX, Example, Segment
 from skipalign.errors import DataError
@@ -60,7 +61,9 @@ def measure(strategy, examples, max_position, **options):
 def test_figures_of_one_sample_counted_by_hand():
     # Trained tokens 3 and 4, so the queries stand at 5 and 10.
     # From 5 the tokens up to it are 5, 4, 0 away: 0, 1, 5; from 10: 0, 5, 6, 10.
-    found = measure(Fixed((0, 4, 5, 10, 11)), [example(5, range(3, 5))], 16)
+    progress = Telling()
+    found = measure(Fixed((0, 4, 5, 10, 11)), [example(5, range(3, 5))], 16, progress=progress)
+    assert [(each.description, each.is_whole) for each in progress.stages] == [("coverage", True)]
     assert found["histogram"]["edges"] == list(range(17))
     counts = np.zeros(16, int)
     np.add.at(counts, [0, 1, 5, 0, 5, 6, 10], 1)

@@ -7,13 +7,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from made_progress import Telling
 from skipalign import doctor
 from skipalign.doctor import DTYPES, OPTIONAL, PROBED, examine, show
 
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    return examine()
+    progress = Telling()
+    found = examine(progress)
+    assert [each.is_whole for each in progress.stages] == [True]
+    return found
 
 
 def printed(report: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from fixtures_suites import Teller, tokenizer
+from made_progress import Telling
 from skipalign.errors import DataError, RecipeError
 from skipalign.evaluation.infinitebench import (
     SCORES,
@@ -163,7 +164,9 @@ def test_answers_are_scored_as_published(task, answer, target, score):
 def test_means_by_task_and_over_tasks(settings, tmp_path):
     some = replace(settings, tasks=("passkey", "longbook_qa_eng"), limit=1)
     teller = Teller(lambda text: "12345" if "pass key" in text else "Darcy of Pemberley")
-    document = evaluate_infinitebench(teller, tokenizer(), some, tmp_path / "out")
+    progress = Telling()
+    document = evaluate_infinitebench(teller, tokenizer(), some, tmp_path / "out", progress)
+    assert [(each.total, each.done) for each in progress.stages] == [(2, 2)]
     assert document == read_json(tmp_path / "out" / "infinitebench.json")
     cells = [(cell["name"], cell["n"], cell["mean"]) for cell in document["cells"]]
     assert cells == [("passkey", 1, 1.0), ("longbook_qa_eng", 1, 0.5)]

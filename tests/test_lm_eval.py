@@ -6,6 +6,7 @@ import pytest
 
 from fixtures_eval import tiny_llama
 from fixtures_suites import Teller, tokenizer
+from made_progress import Telling
 from skipalign.errors import ModelError, RecipeError, RunError
 from skipalign.evaluation.lm_eval import LmEvalSettings, cells, evaluate_lm_eval
 from skipalign.files import read_json
@@ -32,7 +33,11 @@ def test_the_numbers_are_the_harness_s_own_on_the_model_as_we_loaded_it(tmp_path
     model = extended(tmp_path)
     settings = LmEvalSettings(tasks=("own_choice",), include_path=TASKS, batch_size=4)
     generator = TransformersGenerator(model, tokenizer())
-    document = evaluate_lm_eval(generator, tokenizer(), settings, tmp_path / "out")
+    progress = Telling()
+    document = evaluate_lm_eval(generator, tokenizer(), settings, tmp_path / "out", progress)
+    (told,) = progress.stages
+    assert told.is_whole
+    assert told.done >= 20  # ten questions of two choices or more
     assert document == read_json(tmp_path / "out/lm_eval.json")
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM

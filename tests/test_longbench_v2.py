@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from fixtures_suites import Teller, tokenizer
+from made_progress import Telling
 from skipalign.errors import DataError
 from skipalign.evaluation.longbench_v2 import (
     LongBenchV2Settings,
@@ -94,15 +95,18 @@ def test_scores_by_length_difficulty_and_domain(settings, tmp_path):
     from matplotlib.image import imread
 
     assert min(imread(out / "longbench_v2.png").shape[:2]) > 200
-    again = Teller(lambda _: "never asked")
-    assert evaluate_longbench_v2(again, tokenizer(), settings, out) == document
+    again, progress = Teller(lambda _: "never asked"), Telling()
+    assert evaluate_longbench_v2(again, tokenizer(), settings, out, progress) == document
     assert again.prompts == []
+    assert [(each.total, each.before, each.done) for each in progress.stages] == [(6, 6, 0)]
 
 
 def test_limit_takes_the_first_ones(settings, tmp_path):
     few = replace(settings, limit=2)
-    document = evaluate_longbench_v2(Teller(str), tokenizer(), few, tmp_path / "out")
+    progress = Telling()
+    document = evaluate_longbench_v2(Teller(str), tokenizer(), few, tmp_path / "out", progress)
     assert document["summary"]["num_samples"] == 2
+    assert [(each.total, each.done) for each in progress.stages] == [(2, 2)]
 
 
 def test_files_that_are_not_the_published_ones(settings, tmp_path):

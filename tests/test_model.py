@@ -19,10 +19,13 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3NextConfig,
 )
+from transformers.utils import logging
 
+from made_progress import Telling
 from skipalign.errors import ModelError
 from skipalign.model import (
     extend,
+    files_told,
     load_model,
     load_tokenizer,
     refuse_skips,
@@ -185,9 +188,30 @@ def test_missing_parts_are_named(tmp_path: Path):
 def test_the_digest_is_that_of_the_weights_alone(checkpoint: Path):
     file = checkpoint / "model.safetensors"
     expected = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
-    assert weights_digest(str(checkpoint)) == expected
+    progress = Telling()
+    assert weights_digest(str(checkpoint), progress) == expected
     (checkpoint / "README.md").write_text("new")
-    assert weights_digest(str(checkpoint)) == expected
+    assert weights_digest(str(checkpoint), progress) == expected
+    assert len(progress.stages) == 1  # the second time it is known
     file.write_bytes(file.read_bytes() + b"x")
     assert weights_digest(str(checkpoint)) != expected
     assert weights_digest("some/model") is None
+
+
+def test_loading_and_saving_are_told_in_place_of_transformers_own_bars(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    progress = Telling()
+    logging.enable_progress_bar()
+    try:
+        model = load_model(str(checkpoint), progress=progress)
+        with files_told(progress):
+            model.save_pretrained(tmp_path / "saved")
+    finally:
+        logging.disable_progress_bar()
+    assert [each.description for each in progress.stages] == [
+        "loading weights",
+        "writing model shards",
+    ]
+    assert all(each.is_whole and each.done for each in progress.stages)
+    assert "%|" not in capfd.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 
 from fixtures_eval import prose
 from fixtures_suites import Teller, tokenizer
+from made_progress import Telling
 from skipalign.errors import DataError, RecipeError
 from skipalign.evaluation.nolima import (
     Book,
@@ -132,7 +133,9 @@ def test_base_score_and_effective_length(settings, tmp_path):
         is_onehop = re.search(r"in (Helsinki|Dresden)\?", text)
         return name if (middle if is_onehop else middle and not short) else "Nobody"
 
-    document = evaluate_nolima(Teller(say), tokenizer(), settings, tmp_path / "out")
+    progress = Telling()
+    document = evaluate_nolima(Teller(say), tokenizer(), settings, tmp_path / "out", progress)
+    assert [each.is_whole for each in progress.stages] == [True]
     assert document == read_json(tmp_path / "out" / "nolima.json")
     summary = document["summary"]
     lengths = {cell["context_length"]: cell["mean"] for cell in document["cells"]}
@@ -150,7 +153,10 @@ def test_base_score_and_effective_length(settings, tmp_path):
 
 def test_without_short_lengths_there_is_no_base_score(settings, tmp_path):
     long = replace(settings, lengths=(1500,), limit=1, depths=1)
-    summary = evaluate_nolima(Teller(str), tokenizer(), long, tmp_path / "out")["summary"]
+    progress = Telling()
+    document = evaluate_nolima(Teller(str), tokenizer(), long, tmp_path / "out", progress)
+    summary = document["summary"]
+    assert [(each.total, each.done) for each in progress.stages] == [(2, 2)]
     assert "base score" not in summary
     assert summary["effective_length"] is None
     assert summary["num_samples"] == 2

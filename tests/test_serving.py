@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import fixtures_eval
+from made_progress import Telling
 from skipalign.errors import ModelError
 from skipalign.files import write_json
 from skipalign.model import load_model, load_tokenizer, save_model
@@ -58,7 +59,11 @@ def test_a_copy_that_lost_its_rope_is_told(tmp_path: Path, rope: RopeExtension):
 def test_a_folder_without_a_training_is_its_own_reference(tmp_path: Path):
     model = fixtures_eval.tiny_llama(vocab_size=2048).float()
     save_model(model, load_tokenizer(str(BASE)), tmp_path / "model")
-    found = verify_export(str(tmp_path / "model"), length=64)
+    progress = Telling()
+    found = verify_export(str(tmp_path / "model"), length=64, progress=progress)
+    assert [(each.description, each.is_whole) for each in progress.stages] == [
+        ("read 64 tokens", True)
+    ]
     assert found["ok"]
     assert found["reference"] == "the folder"
 
