@@ -37,8 +37,11 @@ lint: $(VENV)/installed
 audit: $(VENV)/installed
 	$(RUN)/python .ci/audit.py
 
-# The Python reference: docs/api.md, and its pages from build/api/skipalign.html on.
+# The pages that are made from results and docstrings, and the Python reference from
+# build/api/skipalign.html on.
 docs: $(VENV)/installed
+	$(RUN)/python benchmarks/readme_tables.py
+	$(RUN)/python benchmarks/results_table.py
 	$(RUN)/python docs/reference.py
 	$(RUN)/python docs/reference.py --html build/api
 

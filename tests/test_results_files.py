@@ -16,7 +16,7 @@ REQUIRED = {
     *("commit", "command", "python", "packages", "system", "machine", "cpu", "cpus"),
     *("torch_threads", "num_processes", "gpus", "cuda", "seeds", "data", "exact"),
 }
-OPTIONAL = {"came_with", "note", "bases"}
+OPTIONAL = {"came_with", "note", "bases", "driver"}
 COMMIT = re.compile(rf"[0-9a-f]{{40}}({CHANGED})?|{NOT_RECORDED}")
 
 
