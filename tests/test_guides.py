@@ -7,6 +7,7 @@ exceptions, each with its reason, and the walk of a newcomer, command by command
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from fixtures_pages import (
@@ -289,6 +291,8 @@ def test_a_first_time_reader_gets_from_ten_lines_to_a_model_in_an_empty_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     started, done = time.monotonic(), subprocess.CompletedProcess[str]("", 0)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = used.ru_utime + used.ru_stime
     for block in blocks_of(WALK):
         if block.kind == "sh":
             for command in commands_of(block.text):
@@ -302,9 +306,10 @@ def test_a_first_time_reader_gets_from_ten_lines_to_a_model_in_an_empty_folder(
             assert_same(block.text, said, where=str(block), numbers=block.name != "varies")
         else:
             (tmp_path / block.name).write_text(block.text, encoding="utf-8")
-    seconds = time.monotonic() - started
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds, computing = time.monotonic() - started, used.ru_utime + used.ru_stime - before
     with capsys.disabled():
-        print(f"\n  {seconds:5.1f} s  together")
+        print(f"\n  {seconds:5.1f} s  together, {computing:.1f} s of processor time")
     assert len(chats().splitlines()) == 10
     run = tmp_path / "runs/recipe"
     for name in ("model/model.safetensors", "model/config.json", "model/README.md", "report.html"):
