@@ -42,6 +42,7 @@ audit: $(VENV)/installed
 docs: $(VENV)/installed
 	$(RUN)/python benchmarks/readme_tables.py
 	$(RUN)/python benchmarks/results_table.py
+	$(RUN)/python docs/commands.py
 	$(RUN)/python docs/reference.py
 	$(RUN)/python docs/reference.py --html build/api
 
