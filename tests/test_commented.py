@@ -41,6 +41,7 @@ CHOICES = Choices(
     rows=16,
     steps=188,
     lengths=(4096, 8192, 16384, 32768),
+    context_length=2048,
     way=Way(adapter="lora", rows=2, recomputes=True),
 )
 FOUND = Found(
@@ -77,7 +78,8 @@ def test_the_recipe_reads_as_the_choices(tmp_path: Path):
     assert training.trainer["gradient_accumulation_steps"] == 8
     assert training.trainer["bf16"] is True
     assert training.tasks["needle"].lengths == CHOICES.lengths
-    assert training.tasks["stretch"].distances == CHOICES.lengths[1:]
+    assert training.tasks["stretch"].distances == CHOICES.lengths
+    assert training.tasks["stretch"].context_length == 2048
 
 
 def test_weights_that_train_are_kept_in_float32(tmp_path: Path):
@@ -91,7 +93,8 @@ def test_every_choice_has_its_reason():
     text = " ".join(text.replace("  # ", " ").split())
     for part in (
         "310 tokens at the median, 2,100 at 95%",
-        "3 of 500 are longer than 4,096: 1 are shortened, early turns first and 2 are dropped",
+        "3 of 500 are longer than 4,096: 1 shortened (early turns go first), 2 dropped",
+        "LoRA (pip install 'skipalign[peft]'), as more does not fit:",
         "120 of 500 looked at have several turns",
         "not_json 2",
         "slows its RoPE by 32,768 / 4,096 = 8",

@@ -174,6 +174,15 @@ def test_the_page_says_in_red_who_fails_and_in_words_who_does_not(tmp_path):
     assert [each["verdict"] for each in gate["verdicts"]] == ["holds", "fails"]
 
 
+def test_a_missed_gate_is_a_finding_and_ends_with_0(tmp_path, run):
+    make(tmp_path / "bad", {"skipalign": 0.0, "pose": 0.05}, seeds=(0,))
+    found = run("report", str(tmp_path / "bad"), "--json", "--json-out", "all.json")
+    assert found.code == 0
+    assert json.loads(found.out)
+    verdicts = json.loads((tmp_path / "all.json").read_text())["gate"]["verdicts"]
+    assert [each["verdict"] for each in verdicts] == ["holds", "fails"]
+
+
 def test_a_run_without_a_gate_has_no_such_part(tmp_path):
     make(tmp_path, {}, gate="null", seeds=(0,))
     assert gates([read_run(tmp_path)]) == []

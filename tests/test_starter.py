@@ -51,6 +51,7 @@ def test_a_recipe_for_each_family_passes_the_dry_run(family: str):
     (training,) = written(found).trainings()
     assert training.max_position == 16384
     assert training.tasks["needle"].lengths == (2048, 4096, 8192, 16384)
+    assert training.tasks["stretch"].context_length <= 2048
     assert found.memory is not None
     assert found.hours is not None
     assert found.fits

@@ -144,3 +144,9 @@ def test_the_device_is_the_one_named_or_what_is_here():
     with pytest.raises(RecipeError, match="give one of h100"):
         survey.look_at_device("h9")
     assert survey.look_at_device(None).memory > 2**30
+
+
+def test_a_driver_s_name_of_a_gpu_is_found_in_the_list():
+    names = {"NVIDIA GeForce RTX 4090": "rtx4090", "NVIDIA H100 80GB HBM3": "h100"}
+    names |= {"NVIDIA A100-SXM4-80GB": "a100", "Tesla T4": None}
+    assert {name: survey.listed(name) for name in names} == names

@@ -12,12 +12,16 @@ from typing import Any
 from skipalign import budget, recipe, tiny
 from skipalign.rope import NoExtension
 from skipalign.survey import DataFacts, DeviceFacts, ModelFacts
-from skipalign.terminal import visible
+from skipalign.visible import visible
 from skipalign.yaml_tree import read_yaml
 
 BYTES_A_WEIGHT = 16  # float32: the weight, its gradient, two moments of AdamW
 SKIP_FRACTION = 0.75  # docs/ablation.md: a quarter that does not skip keeps what the model can do
 COLUMNS = 98
+_ADAPTERS = {
+    "lora": "LoRA (pip install 'skipalign[peft]')",
+    "qlora": "LoRA beside a base of four bits (pip install 'skipalign[qlora]')",
+}
 SMALL = 0.01  # a number below it is written with an exponent
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./-]*")
 
@@ -42,6 +46,7 @@ class Choices:
         rows: of a step.
         steps: of the training.
         lengths: tokens of the needle's prompts.
+        context_length: tokens of the stretch probe's prompts.
         way: how to train.
     """
 
@@ -51,6 +56,7 @@ class Choices:
     rows: int
     steps: int
     lengths: tuple[int, ...]
+    context_length: int
     way: Way
 
 
@@ -146,9 +152,10 @@ def _cut(facts: DataFacts, cut: Mapping[str, int], limit: int) -> str:
     """Say what the choice of max_tokens does to rows."""
     if not cut["longer"]:
         return f"{limit:,} hold all of them."
-    changed = {"shortened, early turns first": cut["shortened"], "dropped": cut["dropped"]}
-    told = " and ".join(f"{number} are {what}" for what, number in changed.items() if number)
-    return f"{cut['longer']} of {facts.sampled} are longer than {limit:,}: {told}."
+    return (
+        f"{cut['longer']} of {facts.sampled} are longer than {limit:,}: {cut['shortened']} "
+        f"shortened (early turns go first), {cut['dropped']} dropped."
+    )
 
 
 def _positions(found: Found) -> list[str]:
@@ -191,7 +198,7 @@ def _training(found: Found) -> list[str]:
     chosen, way, device = found.choices, found.choices.way, found.device
     lines: list[str] = []
     if way.adapter is not None:
-        lines += _why("LoRA, as training all weights does not fit:", _fit_of(found))
+        lines += _why(f"{_ADAPTERS[way.adapter]}, as more does not fit:", _fit_of(found))
         lines.append(f"adapter: {_flow({'type': way.adapter, 'r': 16, 'alpha': 32})}")
     else:
         lines += _why("All weights train:", _fit_of(found))
@@ -246,10 +253,13 @@ def _evaluation(found: Found) -> list[str]:
     lines = _why("A needle in prompts up to the target, 20 of each length; more trials, narrower")
     lines[-1] += " intervals."
     lines += ["evaluation:", *_task("needle", needle)]
-    distances = [length for length in lengths if length > lengths[0]]
+    context_length = found.choices.context_length
+    distances = [length for length in lengths if length > context_length]
     if distances:
-        stretch = {"distances": distances, "context_length": lengths[0], **words}
-        lines += [f"  {line}" for line in _why("Positions alone, in short prompts that are cheap.")]
+        stretch = {"distances": distances, "context_length": context_length, **words}
+        lines += [
+            f"  {line}" for line in _why("Positions alone: short prompts, far questions; cheap.")
+        ]
         lines += _task("stretch", stretch)
     return lines
 

@@ -85,13 +85,15 @@ def start(
     max_tokens = _max_tokens(rows_found, min(facts.window, reach))
     rows = _rows(rows_found, max_tokens)
     at_once = min(rows, max(1, TOKENS_A_PASS // max_tokens))
+    lengths, context_length = _prompts(facts, reach, max_tokens, tokenizer)
     chosen = Choices(
         max_position=reach,
         rope=_rope(facts, reach),
         max_tokens=max_tokens,
         rows=rows,
         steps=_steps(rows_found, rows),
-        lengths=_lengths(facts, reach, tokenizer),
+        lengths=lengths,
+        context_length=context_length,
         way=Way(adapter=None, rows=at_once, recomputes=False),
     )
     cuts = [each.at(max_tokens) for each in surveys]
@@ -149,8 +151,10 @@ def _steps(data: Sequence[DataFacts], rows: int) -> int:
     return min(MOST_STEPS, max(LEAST_STEPS, math.ceil(EPOCHS * good / rows)))
 
 
-def _lengths(model: ModelFacts, reach: int, tokenizer: Any) -> tuple[int, ...]:
-    """Return lengths from within the window to the target, each half of the next.
+def _prompts(
+    model: ModelFacts, reach: int, max_tokens: int, tokenizer: Any
+) -> tuple[tuple[int, ...], int]:
+    """Return lengths from within the window to the target, each half of the next; and a short one.
 
     Those are left out that hold no needle in the model's tokens.
     """
@@ -159,7 +163,9 @@ def _lengths(model: ModelFacts, reach: int, tokenizer: Any) -> tuple[int, ...]:
         found.append(found[-1] // 2)
     settings = NeedleSettings(lengths=(reach,), **asked(model))
     maker = PromptMaker(tokenizer, settings)
-    return tuple(each for each in reversed(found) if _holds_a_needle(maker, settings, each))
+    lengths = tuple(each for each in reversed(found) if _holds_a_needle(maker, settings, each))
+    short = max_tokens if _holds_a_needle(maker, settings, max_tokens) else reach
+    return lengths, min(short, *lengths[:1], reach)
 
 
 def _holds_a_needle(maker: PromptMaker, settings: NeedleSettings, length: int) -> bool:

@@ -338,7 +338,7 @@ def look_at_device(gpu: str | None) -> DeviceFacts:
         memory=best.total_memory,
         bf16=torch.cuda.is_bf16_supported(),
         on_gpu=True,
-        gpu=_listed(best.name),
+        gpu=listed(best.name),
     )
 
 
@@ -346,7 +346,7 @@ def _memory(gpu: Any) -> int:
     return int(gpu.total_memory)
 
 
-def _listed(name: str) -> str | None:
+def listed(name: str) -> str | None:
     """Return the name in GPUS of what a driver calls, say, NVIDIA GeForce RTX 4090."""
     letters = "".join(filter(str.isalnum, name.lower()))
     return next((each for each in GPUS if each in letters), None)

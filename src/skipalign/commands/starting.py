@@ -9,7 +9,8 @@ import click
 
 from skipalign.commands.options import output
 from skipalign.errors import RecipeError
-from skipalign.terminal import hush, last_line, print_json, progress_for, say, visible
+from skipalign.terminal import hush, last_line, print_json, progress_for, say
+from skipalign.visible import visible
 
 if TYPE_CHECKING:
     from skipalign.commented import Found
