@@ -71,6 +71,7 @@ def test_a_known_vulnerability_fails_and_is_named(pins: Path):
     assert "constraints.txt: 1 packages have known vulnerabilities; raise their pins" in done.stderr
 
 
+@pytest.mark.long
 def test_where_nobody_answers_one_line_says_so_and_nothing_fails(pins: Path):
     with service() as url:
         pass  # closed again
