@@ -255,7 +255,7 @@ def test_a_table_is_sorted_by_keys_alone(browser: Browser, pages):
 def test_columns_of_times_and_large_numbers_sort_as_numbers(browser: Browser, pages):
     browser.open(pages("study"))
     head = "[...document.querySelectorAll('#cost table thead th')]"
-    for text in ("training time", "trained tokens"):
+    for text in ("training time", "tokens per row"):
         place = browser.run(f"{head}.findIndex((each) => each.textContent === {text!r})")
         browser.run(f"{head}[{place}].querySelector('button').click()")
         cells = browser.run(
