@@ -63,10 +63,13 @@ class Encoded:
 
     `dropped` is None or one of: template_refused (the template raised), not_a_prefix (no answer is
     rendered as inference would see it), content_not_found, generation_block (it holds other text
-    than one answer), special_text (it cannot be made ordinary), too_long, no_trained_token.
+    than one answer), special_text (it cannot be made ordinary), too_long, too_many_messages (in one
+    turn), no_trained_token.
     `detail` says more, also of answers that a split conversation lost. `notes` counts:
 
     - special_text: special tokens in contents that were written as ordinary text
+    - turns_over_limit: early turns dropped where a conversation has over 1,000 messages, or an
+      answer that became an example of its own over 100
     - split_per_turn: 1 where each answer became an example of its own
     - answers_dropped: answers of a split conversation that could not be kept
     - early_turns_dropped, middle_cut: turns dropped, user messages cut to fit `max_tokens`
@@ -153,6 +156,15 @@ class Encoder:
         """Return what to tokenise: one text, or one for each answer where prefixes differ."""
         if messages[0].role == "document":
             return _Plan([_document_layout(messages)])
+        try:
+            messages, num_gone = _latest(messages, _MOST_MESSAGES)
+        except DropError as error:
+            return _Plan(lost=[error])
+        plan = self._plan_turns(messages)
+        plan.num_gone += num_gone
+        return plan
+
+    def _plan_turns(self, messages: tuple[Message, ...]) -> "_Plan":
         answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
         try:
             return _Plan([self._template.layout(messages)])
@@ -164,7 +176,9 @@ class Encoder:
         plan = _Plan(split=True)
         for i in answers:
             try:
-                plan.layouts.append(self._template.layout(messages[: i + 1], last_only=True))
+                latest, num_gone = _latest(messages[: i + 1], _MOST_BEFORE)
+                plan.layouts.append(self._template.layout(latest, last_only=True))
+                plan.num_gone += num_gone
             except DropError as error:
                 plan.lost.append(error)
         return plan
@@ -172,7 +186,9 @@ class Encoder:
     def _finish(
         self, conversation: Conversation, plan: "_Plan", fresh: Iterator[Tokens]
     ) -> Encoded:
-        notes: Counter[str] = Counter(split_per_turn=int(plan.split))
+        notes: Counter[str] = Counter(
+            split_per_turn=int(plan.split), turns_over_limit=plan.num_gone
+        )
         examples: list[Example] = []
         for layout in plan.layouts:
             raw = next(fresh) if layout.tokens is None else layout.tokens
@@ -259,6 +275,9 @@ class Encoder:
 
 
 _MAX_CUTS = 32
+# The template is rendered up to every message, in time that grows with the square of their number:
+# 1,000 messages take seconds, and so do 100 answers that are split with 100 messages each.
+_MOST_MESSAGES, _MOST_BEFORE = 1000, 100
 
 
 @dataclass(slots=True)
@@ -268,6 +287,7 @@ class _Plan:
     layouts: list[Layout] = field(default_factory=list[Layout])
     lost: list[DropError] = field(default_factory=list[DropError])
     split: bool = False
+    num_gone: int = 0
 
 
 def _document_layout(messages: tuple[Message, ...]) -> Layout:
@@ -284,6 +304,21 @@ def _turns(messages: Sequence[Message]) -> list[int]:
     first = next((i for i, message in enumerate(messages) if message.role != "system"), 0)
     later = range(first + 1, len(messages))
     return [first, *(i for i in later if messages[i].role == "user" != messages[i - 1].role)]
+
+
+def _latest(messages: tuple[Message, ...], most: int) -> tuple[tuple[Message, ...], int]:
+    """Return the system's and the last messages, `most` at most, and how many turns are gone.
+
+    Raises:
+        DropError: the last turn alone has more.
+    """
+    if len(messages) <= most:
+        return messages, 0
+    first, *later = _turns(messages)
+    for number, turn in enumerate(later, 1):
+        if first + len(messages) - turn <= most:
+            return (*messages[:first], *messages[turn:]), number
+    raise DropError("too_many_messages", f"its last turn has over {most:,} messages; shorten it")
 
 
 def _early_turns(layout: Layout, tokens: Tokens, turns: list[int], excess: int) -> int:

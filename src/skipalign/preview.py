@@ -28,6 +28,7 @@ NOTES = {
     "split_per_turn": "each answer of the row is a sample of its own: the template drops text of "
     "earlier turns",
     "answers_dropped": "answers of the row that could not be kept: {n}",
+    "turns_over_limit": "early turns dropped, as there are more messages than are ever kept: {n}",
     "early_turns_dropped": "early turns dropped to fit max_tokens: {n}",
     "middle_cut": "the middle of the longest user message was cut to fit max_tokens",
     "document_pieces": "the document was cut into consecutive pieces of max_tokens: {n}",

@@ -15,6 +15,7 @@ from skipalign.errors import RecipeError
 
 _MOST_VALUES = 100_000  # of a document with its aliases written out
 _MOST_KEYS = 32  # of the path of an override
+_MOST_LEVELS = 50
 _FLOAT = "tag:yaml.org,2002:float"
 # The keys by which a mapping says what it is.
 _TAGS = {
@@ -31,7 +32,19 @@ _METHOD_FORMS = (*_TAGS, "trainer", "template_kwargs", "evaluation")
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only; no key twice, every number finite, 1e-4 a number."""
+    """Plain data only; no key twice, no deep nesting, every number finite, 1e-4 a number."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
+        if self.depth > _MOST_LEVELS:
+            mark = self.peek_event().start_mark
+            problem = f"nested over {_MOST_LEVELS} levels deep; no recipe is"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -96,8 +109,6 @@ def read_yaml(text: bytes, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
         raise RecipeError(f"{where}{line}: {error.problem or error.context}; mend it") from None
-    except RecursionError:
-        raise RecipeError(f"{where}: nested too deeply; no recipe is so deep") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         found = " ".join(str(error).split())[:200]
         raise RecipeError(f"{where}: not YAML in UTF-8 ({found}); mend it") from None
