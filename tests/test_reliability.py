@@ -654,7 +654,8 @@ def test_every_row_names_tests_that_exist_and_every_test_stands_in_a_row(
     ]
     assert all(named), "a row without a test"
     every = set().union(*named)
-    assert not every - defined_tests()
-    own = {name for name in defined_tests() if name.startswith(f"{Path(__file__).name}::")}
+    defined = defined_tests()
+    assert not every - defined
+    own = {name for name in defined if name.startswith(f"{Path(__file__).name}::")}
     (outside,) = own - every
     assert outside.endswith(request.node.name)
