@@ -323,6 +323,7 @@ def test_packing_and_logit_scale_reach_the_training(folder: Path, tmp_path: Path
 def test_an_embedded_base_is_evaluated_by_its_name(tmp_path: Path):
     settings = NeedleSettings(lengths=(96,), depths=(0.5,), trials=1, max_new_tokens=2)
     found = study.evaluate_model("tiny", settings, tmp_path)
+    assert read_json(tmp_path / "environment.json")["seeds"] == [settings.seed]
     assert [cell["n"] for cell in found["cells"]] == [1]
     generator, _ = study.load_generator("tiny")
     assert generator.identity == study.load_generator(tiny.BASE)[0].identity

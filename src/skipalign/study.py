@@ -556,6 +556,8 @@ def evaluate_generator(
 ) -> dict[str, Any]:
     """Evaluate what answers prompts in the task that `settings` belong to.
 
+    environment.json beside TASK.json says what the figures come from, as in a run folder.
+
     Args:
         backend: what it is, for TASK.json.
     """
@@ -564,6 +566,8 @@ def evaluate_generator(
         document = task.evaluate(generator, tokenizer, settings, out, progress)
         document |= {"backend": dict(backend)}
         write_json(out / f"{task.name}.json", document)
+        drawn = {"seeds": [settings.seed]} if hasattr(settings, "seed") else {}
+        write_json(out / "environment.json", {**environment(), **drawn})
     return document
 
 
