@@ -19,6 +19,7 @@ study-gpu: $(VENV)/installed
 
 sweep-gpu: $(VENV)/installed
 	$(RUN)/python benchmarks/study_gpu.py --recipe recipes/sweep-gpu.yaml
+	$(RUN)/python benchmarks/study_gpu.py --recipe recipes/sweep-gpu.yaml --smallest
 
 test: $(VENV)/installed
 	$(PYTEST)

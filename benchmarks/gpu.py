@@ -18,6 +18,7 @@ Each cell has a process of its own, so that one that fails or does not fit takes
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -390,8 +391,11 @@ def in_a_process(cell: Cell, bench: Bench, seconds: float) -> dict[str, Any]:
     command = [sys.executable, __file__, "--cell", json.dumps(astuple(cell))]
     command += ["--device", bench.device, "--rounds", str(bench.rounds)]
     command += ["--shrink"] * bench.shrink
+    one_gpu = {"CUDA_VISIBLE_DEVICES": "0", **os.environ}
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, timeout=seconds, env=one_gpu
+        )
     except subprocess.TimeoutExpired:
         return {"failed": f"not done in {seconds:.0f} s"}
     if done.returncode:

@@ -7,6 +7,7 @@ done again. Nothing is asked of a network.
     python benchmarks/study_gpu.py                            # all that are left, then the report
     python benchmarks/study_gpu.py --step pose                # one step, ten minutes at most
     python benchmarks/study_gpu.py --recipe recipes/sweep-gpu.yaml
+    python benchmarks/study_gpu.py --recipe recipes/sweep-gpu.yaml --smallest
     python benchmarks/study_gpu.py --recipe recipes/study-gpu.yaml base.path=/models/qwen3-0.6b
 
 A step that is not done when its minutes are over is stopped as by Ctrl-C, which keeps its state;
@@ -14,6 +15,7 @@ the same command goes on (exit status 3 says so), and without --step the next ro
 """
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -21,8 +23,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from skipalign.evaluation.metrics import wilson_interval
 from skipalign.evaluation.tasks import TASKS
 from skipalign.recipe import Recipe, load
+from skipalign.results import pooled, read_run
 from skipalign.tiny import larger
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -99,6 +103,58 @@ def steps(source: str, overrides: Sequence[str], *, size: str, folder: Path) -> 
     return [*found, Step("report", report, ())]
 
 
+@dataclass(frozen=True)
+class Tried:
+    """One training of a sweep: the method that the grid was over, its keys, what it found."""
+
+    method: str
+    learning_rate: float
+    steps: int
+    correct: int
+    n: int
+
+    @property
+    def change(self) -> float:
+        """Learning rate x steps: Adam moves no weight by much more."""
+        return self.learning_rate * self.steps
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.n
+
+
+def smallest(tried: Sequence[Tried]) -> dict[str, Tried]:
+    """Return, of each method, the smallest change that is not told apart from its best.
+
+    It is the first one whose accuracy is not below the 95% interval of the best.
+    """
+    found: dict[str, Tried] = {}
+    for method in dict.fromkeys(each.method for each in tried):
+        own = sorted((each for each in tried if each.method == method), key=lambda e: e.change)
+        best = max(own, key=lambda each: each.accuracy)
+        low, _ = wilson_interval(best.correct, best.n)
+        found[method] = next(each for each in own if each.accuracy >= low)
+    return found
+
+
+def tried_in(recipe: Recipe) -> list[Tried]:
+    """Return what a sweep's run folder holds: needles in texts longer than the training rows."""
+    found: list[Tried] = []
+    for each in read_run(Path("runs", recipe.name)).trainings:
+        cells = each.cells.get("needle")
+        settings = recipe.methods.get(each.method)
+        if not cells or settings is None or not settings.train:
+            continue
+        window = max(source.max_tokens for source in settings.sources)
+        beyond = pooled(
+            [cell for tokens, row in cells.items() if tokens > window for cell in row.values()]
+        )
+        listed, trainer = recipe.origins.get(each.method, each.method), settings.trainer
+        rate, steps = float(trainer["learning_rate"]), int(trainer["max_steps"])
+        found.append(Tried(listed, rate, steps, beyond.correct, beyond.n))
+    return found
+
+
 def taken(step: Step, minutes: float) -> bool:
     """Run a step for some minutes at most; tell whether it is done.
 
@@ -109,7 +165,7 @@ def taken(step: Step, minutes: float) -> bool:
     if "skipalign.tiny.larger" in command:
         command += ["--minutes", str(minutes)]
     print(f"step {step.name}: {' '.join(command)}", file=sys.stderr, flush=True)
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env={"CUDA_VISIBLE_DEVICES": "0", **os.environ})
     try:
         status = process.wait(60 * minutes + (GRACE_SECONDS if "--minutes" in command else 0))
     except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
@@ -133,6 +189,13 @@ def main() -> None:
     elif given.size != "60m":
         overrides.append(f"base.path={given.bases}/base-{given.size}-{{seed}}")
         overrides.append(f"architecture={RECIPES}/architectures/made/stories-{given.size}.json")
+    if given.smallest:
+        for name, each in smallest(tried_in(load(given.recipe, overrides))).items():
+            print(
+                f"{name:16s} learning rate {each.learning_rate:g}, {each.steps} steps: "
+                f"{each.accuracy:.2f} of {each.n} needles beyond the window"
+            )
+        return
     listed = steps(given.recipe, overrides, size=size, folder=given.bases)
     if given.list:
         for step in listed:
@@ -157,6 +220,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", help="a.b=value, of the recipe")
     parser.add_argument("--recipe", default=str(RECIPES / "study-1k.yaml"))
     parser.add_argument("--list", action="store_true", help="the steps, and which are done")
+    parser.add_argument("--smallest", action="store_true", help="of a sweep: what keeps the gain")
     parser.add_argument("--step", help="this one alone")
     parser.add_argument("--minutes", type=float, default=9, help="of one step without a stop")
     parser.add_argument("--size", choices=larger.SIZES, default="60m", help="of the base")

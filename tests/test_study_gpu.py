@@ -62,6 +62,16 @@ def test_recipe_and_small_recipe_pass_a_dry_run(driver: Any, stories: Path, name
     assert {row["steps"] for row in small["trainings"]} <= {None, 2, 3}
 
 
+def test_the_smallest_change_is_the_first_that_is_not_told_apart_from_the_best(driver: Any):
+    right = {(1e-5, 50): 10, (2e-4, 50): 58, (1e-5, 2000): 50, (2e-4, 2000): 60}
+    tried = [driver.Tried("full", *keys, correct, 60) for keys, correct in right.items()]
+    lora = [driver.Tried("lora", *keys, 60 - correct, 60) for keys, correct in right.items()]
+    found = driver.smallest([*tried, *lora])
+    # 60 of 60 is at least 0.94: 58 are within it, 50 are not, though they came by a larger change.
+    assert (found["full"].learning_rate, found["full"].steps) == (2e-4, 50)
+    assert (found["lora"].learning_rate, found["lora"].steps) == (1e-5, 50)
+
+
 FILES = ("conversations.jsonl.gz", "prose.jsonl.gz")
 
 
@@ -95,5 +105,8 @@ def test_a_sweep_runs_in_steps(tmp_path: Path):
     for step in ("base-0", "bias-lora-learning-rate-0.0001-max-steps-2"):
         command = [sys.executable, str(SCRIPT), *words, "--step", step]
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    command = [sys.executable, str(SCRIPT), *words, "--smallest"]
+    told = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert told.startswith("bias-lora        learning rate 0.0001, 2 steps: ")
     (left,) = (tmp_path / "runs/sweep-gpu-shrunken").glob("*/seed-0/model/adapter_config.json")
     assert left.parts[-4] == step
