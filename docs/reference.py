@@ -118,7 +118,9 @@ def main() -> None:
     """Write what is asked for, or say that docs/api.md is not what the docstrings are."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="exit 1 where it would change")
-    parser.add_argument("--html", type=Path, metavar="FOLDER", help="write the pages of pdoc instead")
+    parser.add_argument(
+        "--html", type=Path, metavar="FOLDER", help="write the pages of pdoc instead"
+    )
     given = parser.parse_args()
     made = page()
     if given.check:
