@@ -17,6 +17,7 @@ from skipalign.files import (
     append_json_line,
     defaults,
     disk_faults_of,
+    json_text,
     keep_json_lines,
     named_by,
     read_json,
@@ -174,3 +175,13 @@ def test_what_libraries_say_of_a_full_disk_becomes_its_error(tmp_path: Path):
     with pytest.raises(ValueError, match="no fault of the disk"), disk_faults_of(tmp_path):
         raise ValueError("no fault of the disk")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_character_of_an_answer_is_kept_and_read_again(tmp_path: Path):
+    answer = {"answer": "caf\u00e9 \ud83d"}
+    write_json(tmp_path / "whole.json", {"schema_version": 1, **answer})
+    assert read_json(tmp_path / "whole.json")["answer"] == answer["answer"]
+    for _ in range(2):
+        append_json_line(tmp_path / "lines.jsonl", answer)
+    assert read_json_lines(tmp_path / "lines.jsonl") == [answer, answer]
+    assert json_text({"a": "caf\u00e9"}) == '{"a": "caf\u00e9"}'

@@ -26,6 +26,7 @@ LOCK = ".lock"
 _OS_ERROR = re.compile(r"os error (\d+)")  # as libraries in Rust say it: safetensors, tokenizers
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROBE_BYTES = 2**18
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _log = logging.getLogger(__name__)
 
 
@@ -129,7 +130,7 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: dict[str, Any]) -> None:
     """Write `value` to `path` in one step, with its `schema_version` first."""
     document = {"schema_version": SCHEMA_VERSION, **value}
-    write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json_text(document, indent=1) + "\n")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -154,12 +155,21 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON that UTF-8 can hold: readable, but for half characters, which stay escaped.
+
+    A model's or server's answer may end in the middle of a character that UTF-16 holds in two.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return json.dumps(value, indent=indent) if _HALF_CHARACTER.search(text) else text
+
+
 def append_json_line(path: str | Path, value: dict[str, Any]) -> None:
     """Append one line of JSON; a kill can leave half a line, which readers pass over."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with named_by(path), path.open("ab") as handle:
-        handle.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+        handle.write((json_text(value) + "\n").encode())
 
 
 def whole_lines(path: str | Path) -> list[bytes]:
@@ -190,7 +200,7 @@ def keep_json_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Drop the other lines of what `append_json_line` wrote, in one step."""
     kept = [line for line in read_json_lines(path) if keep(line)]
     if kept:
-        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        write_text(path, "".join(json_text(line) + "\n" for line in kept))
     else:
         path.unlink(missing_ok=True)
 

@@ -30,7 +30,7 @@ from skipalign.batch import Collator, Placed, pad
 from skipalign.conversation import Conversation, Rejection, read_conversations
 from skipalign.encoding import IGNORE_INDEX, Encoded, Encoder, Example
 from skipalign.errors import DataError
-from skipalign.files import write_json, write_text
+from skipalign.files import json_text, write_json, write_text
 from skipalign.visits import Visit
 
 SIDES = ("chosen", "rejected")
@@ -138,7 +138,7 @@ def read_pairs(
             else:
                 refused.append({"row": number, "reason": problem[0], "detail": problem[1]})
     counts = dict(Counter(each["reason"] for each in refused))
-    lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in refused)
+    lines = "".join(json_text(each) + "\n" for each in refused)
     write_text(out / "rejected.jsonl", lines)
     total = len(pairs) + len(refused)
     write_json(out / "accounting.json", {"rows_read": total, "used": len(pairs), "refused": counts})

@@ -34,7 +34,7 @@ from skipalign.conversation import (
 )
 from skipalign.encoding import IGNORE_INDEX, Encoded, Encoder, Example, Segment
 from skipalign.errors import DataError, RecipeError, RunError
-from skipalign.files import read_json, write_json, written_aside
+from skipalign.files import json_text, read_json, write_json, written_aside
 from skipalign.progress import Bar, Progress, Silent
 from skipalign.rowcount import num_rows
 
@@ -251,7 +251,7 @@ class _Log:
             where["unit"] = place.unit
         if place.element is not None:
             where["element"] = place.element
-        self._file.write(json.dumps({**where, **fields}, ensure_ascii=False) + "\n")
+        self._file.write(json_text({**where, **fields}) + "\n")
 
 
 class _ExampleWriter:

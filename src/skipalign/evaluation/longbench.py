@@ -25,7 +25,7 @@ from skipalign.evaluation.longbench_prompts import (
     max_new_tokens,
 )
 from skipalign.evaluation.longbench_score import TASKS, TASKS_E, score_folder
-from skipalign.files import SCHEMA_VERSION, named_by, read_json, whole_lines, write_json
+from skipalign.files import SCHEMA_VERSION, json_text, named_by, read_json, whole_lines, write_json
 from skipalign.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ class Predictions:
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep predictions, on the disk when this returns."""
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        lines = [json_text(row) + "\n" for row in rows]
         with named_by(self.path), self.path.open("ab") as handle:
             handle.write("".join(lines).encode())
             handle.flush()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skipalign.errors import RunError
-from skipalign.files import named_by, whole_lines, write_text
+from skipalign.files import json_text, named_by, whole_lines, write_text
 
 
 class TrialLog:
@@ -47,7 +47,7 @@ class TrialLog:
     def append(self, trials: Sequence[dict[str, Any]]) -> None:
         """Keep trials; a kill of this process from here on does not lose them."""
         with named_by(self.path), self.path.open("a", encoding="utf-8") as handle:
-            handle.writelines(json.dumps(trial, ensure_ascii=False) + "\n" for trial in trials)
+            handle.writelines(json_text(trial) + "\n" for trial in trials)
         self._take(trials)
 
     def _take(self, trials: Sequence[dict[str, Any]]) -> None:
