@@ -30,6 +30,7 @@ from skipalign.results import pooled, read_run
 from skipalign.tiny import larger
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+FILES = ("conversations.jsonl.gz", "prose.jsonl.gz")  # beside a base that is made here
 NOT_DONE = 3
 MOST_ROUNDS = 40  # of one step
 GRACE_SECONDS = 60  # to save after it is told to stop
@@ -53,8 +54,7 @@ def shrunken(recipe: Recipe, folder: Path) -> list[str]:
     window = larger.SHRUNKEN.window
     reach = 64 * window
     changed = [f"name={recipe.name}-shrunken", f"base.path={folder}/base-shrunken-0"]
-    files = ("conversations.jsonl.gz", "prose.jsonl.gz")
-    for place, file in enumerate(files):
+    for place, file in enumerate(FILES):
         changed += [f"data.{place}.path={folder / file}", f"data.{place}.max_tokens={window}"]
     changed += ["trainer.max_steps=3", "trainer.per_device_train_batch_size=2"]
     changed += ["trainer.bf16=false", "trainer.use_cpu=true", "trainer.warmup_steps=0"]
@@ -186,9 +186,10 @@ def main() -> None:
     size = "shrunken" if given.shrink else given.size
     if given.shrink:
         overrides += shrunken(load(given.recipe, overrides), given.bases)
-    elif given.size != "60m":
+    elif (given.size, given.bases) != ("60m", larger.FOLDER):
         overrides.append(f"base.path={given.bases}/base-{given.size}-{{seed}}")
         overrides.append(f"architecture={RECIPES}/architectures/made/stories-{given.size}.json")
+        overrides += [f"data.{place}.path={given.bases / file}" for place, file in enumerate(FILES)]
     if given.smallest:
         for name, each in smallest(tried_in(load(given.recipe, overrides))).items():
             print(
