@@ -165,7 +165,7 @@ def _encoded(
         path = folder / f"{side}.jsonl"
         with path.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(_one_side(row, side)) + "\n" for row in rows)
-        items.append(read_conversations(str(path), name=name, max_row_bytes=2**40))
+        items.append(read_conversations(str(path), name=name, max_row_bytes=2**31 - 1))
     both = zip(*items, strict=True)
     while batch := list(islice(both, _BATCH)):
         good = [pair for pair in batch if not any(isinstance(each, Rejection) for each in pair)]
