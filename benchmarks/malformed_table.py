@@ -22,6 +22,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from made_malformed import Malformed, malformed  # noqa: E402
+from skipalign.conversation import Conversation, read_conversations  # noqa: E402
+from skipalign.errors import RecipeError, SkipalignError  # noqa: E402
+from skipalign.recipe import load  # noqa: E402
 
 OUTCOMES = ROOT / "tests" / "malformed.jsonl"
 PAGE = ROOT / "docs" / "malformed.md"
@@ -44,9 +47,6 @@ def outcome(given: Malformed, folder: Path) -> str:
 
 
 def read_rows(file: Path, options: Sequence[Any]) -> str:
-    from skipalign.conversation import Conversation, read_conversations
-    from skipalign.errors import SkipalignError
-
     counts: Counter[str] = Counter()
     first = ""
     limit = options[0] if options else 16 * 2**20
@@ -64,9 +64,6 @@ def read_rows(file: Path, options: Sequence[Any]) -> str:
 
 
 def read_recipe(file: Path, options: Sequence[Any]) -> str:
-    from skipalign.errors import RecipeError
-    from skipalign.recipe import load
-
     try:
         recipe = load(file, options)
         return f"a recipe of {', '.join(recipe.methods)}, {len(recipe.resolved()):,} characters"

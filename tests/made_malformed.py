@@ -348,6 +348,8 @@ def table_inputs() -> Iterator[Malformed]:
         "a footer of zeros": raw[: len(raw) // 2] + bytes(len(raw) // 2 - 8) + raw[-8:],
         "encrypted": raw[:-4] + b"PARE",
         "no mark in front": bytes(4) + raw[4:],
+        "names that are not UTF-8": raw.replace(b"text", b"\xff\xfe\xfd\xfc"),
+        "a name of another length": raw.replace(b"\x04text", b"\x7ftext"),
         "backwards": raw[::-1],
         "JSON lines": LINES.encode(),
         "bytes after": raw + b"more",
