@@ -21,11 +21,11 @@ from skipalign.checkpoints import Counts
 from skipalign.distribution import FSDP, in_force, is_first, on_first, whole_weights
 from skipalign.engine import Named, SkipTrainer
 from skipalign.errors import RunError
+from skipalign.example_file import ExampleFile
 from skipalign.files import write_json
 from skipalign.model import load_model, load_tokenizer, save_model
 from skipalign.packing import Packing
 from skipalign.positions import SkipAlign
-from skipalign.prepare import ExampleFile
 from skipalign.probe import probe, require
 from skipalign.rope import Ntk
 from skipalign.visits import Visit

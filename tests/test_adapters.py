@@ -15,11 +15,12 @@ from skipalign.adapters import Adapter, Dora, Lora, QLora, RsLora
 from skipalign.card import write_merged_card
 from skipalign.errors import ModelError, RecipeError
 from skipalign.evaluation.stretch import StretchSettings
+from skipalign.example_file import ExampleFile
 from skipalign.files import read_json, read_json_lines
 from skipalign.key_bias import GapBias
 from skipalign.model import load_model, load_tokenizer, merge
 from skipalign.positions import Contiguous, SkipAlign
-from skipalign.prepare import ExampleFile, Source
+from skipalign.prepare import Source
 from skipalign.recipe import load
 from skipalign.rope import NoExtension, Ntk
 from skipalign.study import Base, Training, evaluate, prepare

@@ -20,7 +20,7 @@ SRC = ROOT / "src" / "skipalign"
 # Each room imports, at run time, only rooms before it. ARCHITECTURE.md holds the same list.
 ORDER_TEXT = """
 errors files visible progress
-rowcount readers conversation tokens template encoding prepare
+rowcount readers conversation tokens template encoding example_file prepare
 laws positions key_bias coverage rope packing costs logit_scale
 visits batch bias_attention borders adapters model shapes probe checkpoints
 distribution layout chunked_loss engine training
@@ -38,7 +38,8 @@ evaluation.short_check evaluation.lm_eval
 evaluation.tasks serving
 yaml_tree origin results scores shades downloads figures provenance
 comparison ablation parts boards gate page markup report card
-tiny.corpus tiny.pretraining tiny.make tiny.stories tiny.larger watching workers study plan budget
+tiny.corpus tiny.pretraining tiny.make tiny.stories tiny.larger
+watching claim workers study plan budget
 export integrations integrations.trl
 grid schema recipe sample terminal preview preview_page doctor survey commented starter
 commands commands.options commands.data commands.training commands.evaluation commands.machine

@@ -13,12 +13,12 @@ from skipalign.batch import Batch, pack, pad
 from skipalign.bias_attention import biased_keys
 from skipalign.borders import block_mask, refuse_large_mask, sequence_lengths, visibility
 from skipalign.errors import ModelError, VisibilityError
+from skipalign.example_file import ExampleFile
 from skipalign.files import read_json
 from skipalign.key_bias import GapBias
 from skipalign.model import load_model, load_tokenizer
 from skipalign.packing import Packing
 from skipalign.positions import SkipAlign
-from skipalign.prepare import ExampleFile
 from skipalign.probe import probe, require
 from skipalign.training import train
 from test_batch import FAMILIES, collator, packed_rows, pieces, reference_logits

@@ -10,12 +10,12 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 from skipalign.chunked_loss import ChunkedHead, token_losses
 from skipalign.encoding import IGNORE_INDEX
 from skipalign.errors import ModelError, RecipeError
+from skipalign.example_file import ExampleFile
 from skipalign.files import read_json_lines
 from skipalign.key_bias import GapBias
 from skipalign.model import load_model, load_tokenizer
 from skipalign.packing import Packing
 from skipalign.positions import SkipAlign
-from skipalign.prepare import ExampleFile
 from skipalign.training import _chunked_head, train
 from test_training import make_base, make_data
 

@@ -9,11 +9,12 @@ import torch
 from transformers import TrainerCallback
 
 from skipalign import tiny
+from skipalign.example_file import ExampleFile
 from skipalign.files import read_json_lines
 from skipalign.key_bias import GapBias, KeyBias
 from skipalign.model import load_model, load_tokenizer
 from skipalign.positions import SkipAlign
-from skipalign.prepare import ExampleFile, Source, prepare
+from skipalign.prepare import Source, prepare
 from skipalign.training import train
 
 STEPS = 7

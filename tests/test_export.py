@@ -11,12 +11,13 @@ import torch
 
 from skipalign.batch import Batch
 from skipalign.errors import DataError, RecipeError
+from skipalign.example_file import ExampleFile
 from skipalign.export import export
 from skipalign.key_bias import GapBias
 from skipalign.model import load_model, load_tokenizer
 from skipalign.packing import Packing
 from skipalign.positions import SkipAlign
-from skipalign.prepare import ExampleFile, Source
+from skipalign.prepare import Source
 from skipalign.rope import Ntk
 from skipalign.rows import SkipAlignCollator
 from skipalign.study import Base, Training

@@ -3,23 +3,20 @@
 import json
 import multiprocessing
 import os
-import pickle
 import signal
 import tracemalloc
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from made_tokenizers import tokenizer
+from skipalign import example_file
 from skipalign import prepare as room
-from skipalign.conversation import Conversation, read_conversations
-from skipalign.encoding import Encoder
 from skipalign.errors import DataError, RecipeError, RunError
-from skipalign.prepare import ExampleFile, Source, digests_of, prepare
+from skipalign.example_file import ExampleFile
+from skipalign.prepare import Source, digests_of, prepare
 from skipalign.progress import Silent
 
 SHARED = Path(__file__).parents[1].parent / "shared/data"
@@ -95,42 +92,6 @@ def test_each_lost_row_is_named_with_its_reason(mixed, fast, tmp_path):
     (changed,) = lines(tmp_path / "out/data/changed.jsonl")
     assert changed["notes"] == {"special_text": 1}
     assert SPECIAL in Path(mixed).read_text().splitlines()[changed["line"] - 1]
-
-
-def test_examples_read_back_as_they_were_encoded(mixed, fast, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "_MAX_WAITING", 3)
-    prepare([Source(mixed, "mixed")], fast, tmp_path)
-    encoder = Encoder(fast, max_tokens=4096)
-    items = read_conversations(mixed, name="mixed")
-    wanted = [
-        example
-        for item in items
-        if isinstance(item, Conversation)
-        for example in encoder.encode(item).examples
-    ]
-    found = ExampleFile(tmp_path / "data")
-    assert len(found) == len(wanted) == 9
-    for a, b, length in zip(found, wanted, found.lengths, strict=True):
-        for name in ("input_ids", "labels", "breaks"):
-            assert getattr(a, name).tolist() == getattr(b, name).tolist()
-            assert getattr(a, name).dtype == np.int32
-        assert (a.segments, a.id, a.source) == (b.segments, b.id, b.source)
-        assert length == len(b.input_ids)
-    assert found[-1].id == wanted[-1].id
-    assert [e.id for e in found[2:8:3]] == [wanted[2].id, wanted[5].id]
-    with pytest.raises(IndexError):
-        found[9]
-
-
-def test_examples_can_be_sent_to_a_worker(mixed, fast, tmp_path):
-    prepare([Source(mixed, "mixed")], fast, tmp_path)
-    found = ExampleFile(tmp_path / "data")
-    sent = pickle.dumps(found)
-    assert len(sent) < 2000
-    again = pickle.loads(sent)
-    assert again[3].input_ids.tolist() == found[3].input_ids.tolist()
-    found[3].input_ids[0] = 0  # a copy, not the file
-    assert again[3].input_ids[0] == found[3].input_ids[0] != 0
 
 
 def test_sources_have_their_own_limits_and_are_told_apart(fast, tmp_path):
@@ -252,7 +213,7 @@ def killed(path: str, out: str, after: int) -> None:
     os.replace = step(os.replace)
     os.fsync = step(os.fsync)
     os.unlink = step(os.unlink)
-    room._ExampleWriter.write = step(room._ExampleWriter.write)
+    room.ExampleWriter.write = step(room.ExampleWriter.write)
     prepare([Source(path, "mixen")], tokenizer("chatml"), out)
 
 
@@ -299,7 +260,7 @@ def test_sources_need_names_of_their_own(mixed, fast, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_file(fast, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "_MAX_WAITING", 100)
+    monkeypatch.setattr(example_file, "_MAX_WAITING", 100)
     peaks = []
     for times in (40, 160):
         path = write(tmp_path / f"{times}.jsonl", GOOD * times)
@@ -357,13 +318,6 @@ def test_real_conversations_with_a_real_tokenizer(name, rows, limit, tmp_path):
         trained = olmo.decode(example.labels[example.labels != -100])
         answers = sum(segment.role == "assistant" for segment in example.segments)
         assert trained.count("<|endoftext|>") == answers
-
-
-def test_the_file_is_plain_arrow(mixed, fast, tmp_path):
-    prepare([Source(mixed, "mixed")], fast, tmp_path)
-    table = pa.ipc.open_file(str(tmp_path / "data/examples.arrow")).read_all()
-    assert table.column_names == ["input_ids", "trained", "segments", "breaks", "id", "source"]
-    assert table.num_rows == 9
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(mixed, fast, tmp_path):

@@ -10,9 +10,10 @@ from made_tokenizers import tokenizer
 from skipalign.batch import Collator
 from skipalign.encoding import IGNORE_INDEX
 from skipalign.errors import DataError, RecipeError
+from skipalign.example_file import ExampleFile
 from skipalign.key_bias import GapBias
 from skipalign.positions import Contiguous, RandPos, SkipAlign
-from skipalign.prepare import ExampleFile, Source, prepare
+from skipalign.prepare import Source, prepare
 from skipalign.sample import Sample, describe, draw_sample, text_of
 from skipalign.visits import Visit
 

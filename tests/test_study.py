@@ -265,17 +265,6 @@ def test_other_settings_never_mix_with_a_finished_training(folder: Path, finishe
         study.run(changed, finished, recipe_text="name: demo\n")
 
 
-def test_a_training_that_knows_nothing_of_a_new_setting_had_its_default(folder: Path):
-    one = replace(trainings(folder)[0], key_bias=GapBias())
-    known = json.loads(json.dumps(one.settings(), default=str))
-    del known["key_bias"]["keep_answer_zero"], known["strategies"]["chats"]["name"]
-    assert [told[:10] for told in study._unlike(known, one)] == ["strategies"]
-    known["strategies"] = one.settings()["strategies"]
-    assert study._unlike(known, one) == []
-    other = replace(one, key_bias=GapBias(keep_answer_zero=True))
-    assert [told[:8] for told in study._unlike(known, other)] == ["key_bias"]
-
-
 def test_a_folder_that_began_from_other_weights_is_refused(folder: Path, tmp_path: Path):
     shutil.copytree(folder / "base", tmp_path / "base")
     (one, *_) = trainings(folder, base=Base(path=str(tmp_path / "base")), tasks={})

@@ -24,12 +24,13 @@ from skipalign import training
 from skipalign.adapters import Lora
 from skipalign.checkpoints import newest_checkpoint
 from skipalign.errors import DataError, RecipeError, RunError, VisibilityError
+from skipalign.example_file import ExampleFile
 from skipalign.files import read_json, read_json_lines
 from skipalign.key_bias import GapBias
 from skipalign.model import load_model, load_tokenizer, save_model
 from skipalign.packing import Packing
 from skipalign.positions import Contiguous, PoSE, SkipAlign
-from skipalign.prepare import ExampleFile, Source, prepare
+from skipalign.prepare import Source, prepare
 from skipalign.rope import Ntk
 from skipalign.training import train, training_arguments
 
@@ -286,7 +287,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 import test_training as t
 from skipalign import training
-from skipalign.prepare import ExampleFile
+from skipalign.example_file import ExampleFile
 
 class Stop(training._Watch):
     def on_step_end(self, args, state, control, **kwargs):

@@ -13,11 +13,12 @@ datasets = pytest.importorskip("datasets")
 
 from skipalign.encoding import IGNORE_INDEX  # noqa: E402
 from skipalign.errors import RecipeError, VisibilityError  # noqa: E402
+from skipalign.example_file import ExampleFile  # noqa: E402
 from skipalign.files import read_json, read_json_lines  # noqa: E402
 from skipalign.integrations.trl import SkipDPOTrainer, SkipSFTTrainer  # noqa: E402
 from skipalign.model import load_model, load_tokenizer  # noqa: E402
 from skipalign.positions import SkipAlign  # noqa: E402
-from skipalign.prepare import ExampleFile, Source, prepare  # noqa: E402
+from skipalign.prepare import Source, prepare  # noqa: E402
 from skipalign.rope import Ntk  # noqa: E402
 from skipalign.rows import SkipAlignCollator, row_of  # noqa: E402
 from skipalign.training import train  # noqa: E402

@@ -10,9 +10,9 @@ import torch
 
 from skipalign.errors import RecipeError
 from skipalign.evaluation.stretch import StretchSettings
+from skipalign.example_file import ExampleFile
 from skipalign.files import read_json, read_json_lines
 from skipalign.model import load_tokenizer
-from skipalign.prepare import ExampleFile
 from skipalign.recipe import load
 from skipalign.watching import LINES, Watching
 from test_study import TEXTS

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from skipalign.conversation import read_conversations
     from skipalign.encoding import Encoder, Example, Segment
     from skipalign.errors import SkipalignError
+    from skipalign.example_file import ExampleFile
     from skipalign.key_bias import GapBias, NoiseBias, PermutedBias
     from skipalign.model import load_model, load_tokenizer, save_model
     from skipalign.packing import Packing
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         SkipAlign,
         sample_rng,
     )
-    from skipalign.prepare import ExampleFile, Source
+    from skipalign.prepare import Source
     from skipalign.rows import SkipAlignCollator
     from skipalign.training import train
     from skipalign.visits import VisitDataset, VisitSampler
@@ -39,6 +40,7 @@ _HOMES = {
     "conversation": ("read_conversations",),
     "encoding": ("Encoder", "Example", "Segment"),
     "errors": ("SkipalignError",),
+    "example_file": ("ExampleFile",),
     "key_bias": ("GapBias", "PermutedBias", "NoiseBias"),
     "model": ("load_model", "load_tokenizer", "save_model"),
     "packing": ("Packing",),
@@ -46,7 +48,7 @@ _HOMES = {
         *("Contiguous", "SkipAlign", "PoSE", "PoSEAtMarkers", "Cream", "LongRecipe", "Logo"),
         *("RandPos", "sample_rng"),
     ),
-    "prepare": ("ExampleFile", "Source"),
+    "prepare": ("Source",),
     "rows": ("SkipAlignCollator",),
     "training": ("train",),
     "visits": ("VisitDataset", "VisitSampler"),

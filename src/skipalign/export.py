@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from skipalign.batch import Collator
 from skipalign.errors import DataError, RecipeError
+from skipalign.example_file import ExampleFile
 from skipalign.files import write_text, written_aside
-from skipalign.prepare import ExampleFile
 from skipalign.progress import Progress, Silent
 from skipalign.rows import row_of
 from skipalign.study import Training

@@ -8,17 +8,16 @@ runs/NAME/METHOD/seed-N/    one training (runs/NAME itself where there is one on
     evaluation/TASK/                              evaluate
 """
 
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,18 +26,19 @@ from skipalign import coverage, report, tiny, workers
 from skipalign import prepare as prepare_room
 from skipalign.adapters import Adapter
 from skipalign.card import license_of, write_card
+from skipalign.claim import claim, finished, trained_on
 from skipalign.distribution import is_first, on_first
 from skipalign.encoding import DEFAULT_TEMPLATE
-from skipalign.errors import RunError
 from skipalign.evaluation.tasks import TASKS, task_of
+from skipalign.example_file import ExampleFile
 from skipalign.files import alone_in, defaults, read_json, write_json, write_text
 from skipalign.generation import Generator, TransformersGenerator
 from skipalign.key_bias import KeyBias
-from skipalign.model import load_model, load_tokenizer, save_model, weights_digest
+from skipalign.model import load_model, load_tokenizer, save_model
 from skipalign.origin import environment
 from skipalign.packing import Packing
 from skipalign.positions import Strategy
-from skipalign.prepare import ExampleFile, Source, digests_of, require_same_files
+from skipalign.prepare import Source, digests_of, require_same_files
 from skipalign.progress import Labelled, Progress, Silent
 from skipalign.rope import RopeExtension
 from skipalign.tiny import make
@@ -242,7 +242,7 @@ def prepare(
                 tokenizer,
                 out,
                 template_kwargs=training.template_kwargs,
-                trained_on=_trained_on(out),
+                trained_on=trained_on(out),
                 progress=progress,
             )
             made[key] = out
@@ -250,18 +250,12 @@ def prepare(
     return accounting
 
 
-def _trained_on(out: Path) -> dict[str, Any] | None:
-    """Return the digests of the data that a folder's training has begun with, None if none has."""
-    path = out / "settings.json"
-    return read_json(path).get("data") if _holds_work(out) and path.exists() else None
-
-
 def _link_data(made: Path, out: Path) -> None:
     """Put the data of one training into another's folder, without a second copy on disk."""
     theirs, ours = made / "data/manifest.json", out / "data/manifest.json"
     if ours.exists() and ours.read_bytes() == theirs.read_bytes():
         return
-    require_same_files(digests_of(made / "data"), _trained_on(out), out)
+    require_same_files(digests_of(made / "data"), trained_on(out), out)
     shutil.rmtree(out / "data", ignore_errors=True)
     (out / "data").mkdir(parents=True)
     files = [path for path in (made / "data").iterdir() if path.name != "manifest.json"]
@@ -303,7 +297,7 @@ def train(
 def _train_alone(
     training: Training, out: Path, progress: Progress, order: int, coverage_range: int | None
 ) -> dict[str, Any]:
-    if (done := on_first(partial(_finished, training, out, progress))) is not None:
+    if (done := on_first(partial(finished, training, out, progress))) is not None:
         return done
     base, base_digest = on_first(partial(_begun, training, out, progress))
     max_position = training.max_position or None
@@ -347,7 +341,7 @@ def join(training: Training, run_dir: Path) -> None:
 def _begun(training: Training, out: Path, progress: Progress) -> tuple[str, str | None]:
     """Return the base and the digest of its weights; write what the folder is for."""
     base = make.base(training.base.path, progress)
-    return base, _claim(training, out, base, progress)
+    return base, claim(training, out, base, progress)
 
 
 def _fit(
@@ -378,90 +372,6 @@ def _fit(
     if is_first():
         _note_seconds(out, "train", outcome.seconds)
     return asdict(outcome)
-
-
-def _finished(training: Training, out: Path, progress: Progress) -> dict[str, Any] | None:
-    """Return the training.json of a finished training, or None.
-
-    Raises:
-        RunError: the folder holds a training of other settings or from other weights.
-    """
-    if not _holds_work(out):
-        return None
-    if (out / "settings.json").exists():
-        unlike = _unlike(read_json(out / "settings.json"), training)
-        if unlike:
-            raise RunError(
-                f"{out}: holds a training of other settings ({'; '.join(unlike[:2])}); give the "
-                "new one a folder of its own (name=...) or delete this one"
-            )
-    if not (out / "training.json").exists() or not (out / "model/config.json").exists():
-        return None
-    place = tiny.base_place(training.base.path) or training.base.path
-    _require_same_base(out, weights_digest(str(place), progress))
-    return read_json(out / "training.json")
-
-
-def _holds_work(out: Path) -> bool:
-    return (out / "model").exists() or any((out / "checkpoints").glob("checkpoint-*"))
-
-
-def _unlike(found: Mapping[str, Any], training: Training) -> list[str]:
-    """Say in which settings a folder's training differs; what is absent there was its default."""
-    new = json.loads(json.dumps(training.settings(), default=str))
-    parts = ("key_bias", "packing", "adapter", "rope")
-    old = dict(found) | {
-        name: _with_defaults(found.get(name), getattr(training, name)) for name in parts
-    }
-    old["strategies"] = {
-        name: _with_defaults(strategy, training.strategies.get(name))
-        for name, strategy in found.get("strategies", {}).items()
-    }
-    return list(_differences({key: old.get(key) for key in new}, new))
-
-
-def _differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
-    """Yield what differs of two trees, as deep in them as both have parts."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        both = cast(tuple[dict[str, Any], dict[str, Any]], (old, new))
-        for key in both[0] | both[1]:
-            inner = (each.get(key, "not set") for each in both)
-            yield from _differences(*inner, place=f"{place}.{key}" if place else key)
-    elif old != new:
-        yield f"{place}: {old} there, {new} here"
-
-
-def _with_defaults(found: Any, part: Any) -> Any:
-    return found if not isinstance(found, dict) or part is None else defaults(part) | found
-
-
-def _claim(training: Training, out: Path, base: str, progress: Progress) -> str | None:
-    """Write what the folder is for; return the digest of the base's weights, None for a hub id.
-
-    Raises:
-        RunError: the folder's training began from other weights.
-    """
-    base_digest = weights_digest(base, progress)
-    if _holds_work(out):
-        _require_same_base(out, base_digest)
-    settings = training.settings()
-    text = json.dumps(settings, sort_keys=True, default=str)
-    digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-    claimed = {"digest": digest, "base_digest": base_digest, **settings}
-    if training.train:
-        claimed["data"] = digests_of(out / "data")
-    write_json(out / "settings.json", claimed)
-    return base_digest
-
-
-def _require_same_base(out: Path, base_digest: str | None) -> None:
-    path = out / "settings.json"
-    found = read_json(path).get("base_digest") if path.exists() else None
-    if found and base_digest and found != base_digest:
-        raise RunError(
-            f"{out}: began from a base with the digest {found}, the one here now has "
-            f"{base_digest}; put that base back, or give the run a folder of its own (name=...)"
-        )
 
 
 def _write_coverage(training: Training, out: Path, reach: int, progress: Progress) -> None:

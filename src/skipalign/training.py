@@ -42,6 +42,7 @@ from skipalign.distribution import (
 )
 from skipalign.engine import Named, SkipTrainer
 from skipalign.errors import RecipeError, RunError, is_out_of_memory
+from skipalign.example_file import ExampleFile
 from skipalign.files import append_json_line, write_json
 from skipalign.key_bias import KeyBias
 from skipalign.layout import refuse_here, refuse_layout
@@ -49,7 +50,6 @@ from skipalign.logit_scale import scaled_logits
 from skipalign.model import files_told, save_model
 from skipalign.packing import Packing
 from skipalign.positions import Strategy
-from skipalign.prepare import ExampleFile
 from skipalign.probe import probe, require
 from skipalign.progress import Bar, Progress, Silent
 from skipalign.visits import PackDataset, PackSampler, VisitDataset, VisitSampler

@@ -126,7 +126,7 @@ def export(recipe: str, out: Path, overrides: Sequence[str], **given: Any) -> No
         raise RecipeError(f"{training.method} does not train, so it has no data; choose another")
     from skipalign import export as room
     from skipalign import study
-    from skipalign.prepare import ExampleFile
+    from skipalign.example_file import ExampleFile
 
     run_dir, progress = run_dir_of(read, given), progress_for(quiet=given["quiet"])
     study.begin(run_dir, read.resolved(), seeds=read.seeds)

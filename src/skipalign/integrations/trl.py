@@ -25,11 +25,12 @@ from transformers import Trainer, TrainerCallback
 
 from skipalign.batch import Collator
 from skipalign.errors import ModelError, RecipeError
+from skipalign.example_file import ExampleFile
 from skipalign.files import read_json, write_json
 from skipalign.model import load_tokenizer, refuse_skips
 from skipalign.positions import Contiguous, Strategy
 from skipalign.preference import PairCollator, read_pairs
-from skipalign.prepare import ExampleFile, Source, prepare
+from skipalign.prepare import Source, prepare
 from skipalign.probe import probe, require
 from skipalign.training import pad_token_id
 from skipalign.visits import Visit, VisitDataset, VisitSampler

@@ -1,0 +1,48 @@
+"""claim.py: what a folder's training began with, and whether that is what is asked for now."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from skipalign.claim import finished, holds_work, trained_on, unlike
+from skipalign.files import write_json
+from skipalign.key_bias import GapBias
+from skipalign.positions import SkipAlign
+from skipalign.prepare import Source
+from skipalign.progress import Silent
+from skipalign.rope import Ntk
+from skipalign.study import Base, Training
+
+
+def training() -> Training:
+    return Training(
+        method="skipalign",
+        seed=0,
+        directory="",
+        base=Base(path="base"),
+        sources=(Source(path="chats.jsonl", name="chats"),),
+        strategies={"chats": SkipAlign(max_position=512)},
+        rope=Ntk(factor=4.0),
+        key_bias=GapBias(),
+    )
+
+
+def test_a_training_that_knows_nothing_of_a_new_setting_had_its_default():
+    one = training()
+    known = json.loads(json.dumps(one.settings(), default=str))
+    del known["key_bias"]["keep_answer_zero"], known["strategies"]["chats"]["name"]
+    assert [told[:10] for told in unlike(known, one)] == ["strategies"]
+    known["strategies"] = json.loads(json.dumps(one.settings()["strategies"]))
+    assert unlike(known, one) == []
+    other = replace(one, key_bias=GapBias(keep_answer_zero=True))
+    assert [told[:8] for told in unlike(known, other)] == ["key_bias"]
+
+
+def test_an_empty_folder_holds_nothing_and_a_checkpoint_is_work(tmp_path: Path):
+    assert not holds_work(tmp_path)
+    assert finished(training(), tmp_path, Silent()) is None
+    write_json(tmp_path / "settings.json", {"schema_version": 1, "data": {"chats": ["x"]}})
+    assert trained_on(tmp_path) is None
+    (tmp_path / "checkpoints/checkpoint-2").mkdir(parents=True)
+    assert holds_work(tmp_path)
+    assert trained_on(tmp_path) == {"chats": ["x"]}
