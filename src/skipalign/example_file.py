@@ -114,12 +114,14 @@ class ExampleWriter:
         self._tokens = 0
 
     def write(self, example: Example) -> None:
+        """Take an example; it is on disk after `flush` at the latest."""
         self._waiting.append(example)
         self._tokens += len(example.input_ids)
         if self._tokens >= 2**20 or len(self._waiting) >= _MAX_WAITING:
             self.flush()
 
     def flush(self) -> None:
+        """Write the examples that wait."""
         if not self._waiting:
             return
         rows = self._waiting
