@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +17,13 @@ def square(number: int) -> tuple[int, int, int, str | None]:
     return number**2, os.getpid(), torch.get_num_threads(), gpu
 
 
-def fail(number: int, killed: bool) -> int:
+def fail(number: int, killed: bool, begun: Path) -> int:
+    (begun / str(number)).touch()
     if number == 1 and killed:
         os.kill(os.getpid(), signal.SIGKILL)
     if number == 1:
         raise DataError("row 1 is no row")
+    time.sleep(0.2)  # so that the error comes first
     return number
 
 
@@ -53,9 +57,10 @@ def test_all_is_done_by_workers_that_share_threads_and_gpus(monkeypatch):
         (True, RunError, "one of 2 workers was killed, .* start again with fewer"),
     ],
 )
-def test_the_first_error_is_told_as_it_is(killed, kind, message):
+def test_the_first_error_is_told_as_it_is_and_nothing_more_begins(killed, kind, message, tmp_path):
     with pytest.raises(kind, match=message):
-        list(workers.finished(fail, [(number, killed) for number in range(3)], 2))
+        list(workers.finished(fail, [(number, killed, tmp_path) for number in range(9)], 2))
+    assert {path.name for path in tmp_path.iterdir()} <= {"0", "1", "2"}
 
 
 def test_one_worker_has_all_threads():

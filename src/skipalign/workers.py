@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -51,10 +52,15 @@ def finished(
         places.put(number)
     begin = (places, torch.get_num_threads(), _gpus())
     with ProcessPoolExecutor(num_workers, context, _begin, begin) as pool:
-        waiting = [pool.submit(work, *each) for each in inputs]
+        # As many at once as there are workers: a pool's queue takes nothing back.
+        left = iter(inputs)
         try:
-            for done in as_completed(waiting):
-                yield done.result()
+            begun = {pool.submit(work, *each) for each in islice(left, num_workers)}
+            while begun:
+                done, begun = wait(begun, return_when=FIRST_COMPLETED)
+                results = [each.result() for each in done]
+                begun |= {pool.submit(work, *each) for each in islice(left, len(done))}
+                yield from results
         except BrokenProcessPool:
             raise RunError(
                 f"one of {num_workers} workers was killed, as the system does when memory runs "
