@@ -54,7 +54,13 @@ def test_a_watched_run_keeps_its_scores_and_ends_with_the_same_weights_killed_or
     # Killed in step 6: the score of step 4 is of weights that were lost.
     stop_after(monkeypatch, 5, base, data, out, **options)
     assert [line["step"] for line in read_json_lines(out / LINES)] == [2, 4]
+    # A task that keeps its trials would refuse those of lost weights, as a GPU's are not the same.
+    mark_of_lost_weights = out / "watch/step-4/stretch/left"
+    mark_of_lost_weights.touch()
+    (out / "watch/step-2/stretch/left").touch()
     fit(base, data, out, seed=4, **options)
+    assert not mark_of_lost_weights.exists()
+    assert (out / "watch/step-2/stretch/left").exists()
     lines = read_json_lines(out / LINES)
     assert [(line["step"], line["task"]) for line in lines] == [
         (2, "stretch"),

@@ -1,5 +1,6 @@
 """Tasks asked of a model while it trains: how a score moves, before the run has ended."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from skipalign.files import append_json_line, keep_json_lines
 from skipalign.generation import TransformersGenerator
 
 LINES = "watch.jsonl"
+FOLDERS = "watch"
 
 
 class Watching(TrainerCallback):
@@ -60,6 +62,10 @@ class Watching(TrainerCallback):
         if not self.engine.is_world_process_zero():
             return
         keep_json_lines(self.out / LINES, lambda line: line["step"] <= state.global_step)
+        for folder in (self.out / FOLDERS).glob("step-*"):
+            # Its trials are of weights that are lost; a GPU gives others, which would be refused.
+            if int(folder.name.removeprefix("step-")) > state.global_step:
+                shutil.rmtree(folder)
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -77,7 +83,7 @@ class Watching(TrainerCallback):
         task = TASKS[name]
         model: Any = self.engine.accelerator.unwrap_model(self.engine.model)
         generator = TransformersGenerator(model, self.tokenizer)
-        folder = self.out / "watch" / f"step-{step}" / name
+        folder = self.out / FOLDERS / f"step-{step}" / name
         found = task.evaluate(generator, self.tokenizer, self.tasks[name], folder)
         scores = {
             f"{name}_{cell[task.against]}" if task.against else name: float(cell["mean"])
