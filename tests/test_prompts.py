@@ -34,7 +34,7 @@ def haystack(tmp_path_factory):
 @pytest.fixture
 def settings(haystack):
     return NeedleSettings(
-        lengths=(200, 400), depths=3, trials=4, haystack=haystack, max_new_tokens=8
+        lengths=(200, 400), depths=3, trials=4, haystack=haystack, max_new_tokens=8, nested=False
     )
 
 
@@ -226,7 +226,9 @@ def test_a_token_over_the_end_of_a_sentence_is_not_parted(tmp_path):
     tokenizer.add_tokens(["garden. The"])
     text = "The river was under the garden. The house stood near the river. " * 40
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
-    settings = NeedleSettings(lengths=(300,), depths=6, trials=5, haystack=str(tmp_path))
+    settings = NeedleSettings(
+        lengths=(300,), depths=6, trials=5, haystack=str(tmp_path), nested=False
+    )
     for prompt in build_prompts(tokenizer, settings):
         before = tokenizer.decode(prompt.ids).partition(f"The secret number of {prompt.key} is")[0]
         assert before.rstrip().endswith((">", "river.")) or prompt.depth == 1.0
@@ -360,7 +362,7 @@ RECORDED = {
 def test_prompts_are_those_of_recorded_results(recorded):
     tokenizer = load_tokenizer(str(tiny.BASE))
     digest = hashlib.sha256()
-    settings = NeedleSettings(lengths=(200, 700), depths=3, **RECORDED[recorded])
+    settings = NeedleSettings(lengths=(200, 700), depths=3, nested=False, **RECORDED[recorded])
     for prompt in build_prompts(tokenizer, settings):
         digest.update(prompt.ids.astype("<i4").tobytes())
         digest.update(f"{prompt.key} {prompt.value} {prompt.realised_depth:.9f}".encode())

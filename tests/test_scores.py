@@ -184,6 +184,11 @@ def test_what_decides_a_score_makes_settings_unlike_and_nothing_else():
     assert settings_digest(changed(haystack="/elsewhere/prose")) == digest
     assert settings_digest(changed(seed=1)) != digest
     assert settings_digest({**document, "prompts": {"haystack_sha256": "b"}}) != digest
+    # In a nested grid distractors are drawn for the longest prompt, and shorter ones share them.
+    nested = {"nested": True, "tokens_per_record": 30.0}
+    both = [settings_digest(changed(lengths=each, **nested)) for each in ([1, 2], [1, 4])]
+    assert both[0] != both[1]
+    assert both[0] == settings_digest(changed(lengths=[2], **nested))
 
 
 def test_a_setting_that_older_results_do_not_know_has_its_default(run):

@@ -91,6 +91,8 @@ def conditions(document: Mapping[str, Any]) -> dict[str, Any]:
     task = document.get("task")
     known = defaults(TASKS[task].settings) if task in TASKS else {}
     found = known | {key: value for part in parts for key, value in part.items()}
+    if found.get("nested") and found.get("tokens_per_record"):
+        found["longest"] = max(found["lengths"])  # its distractors are those of all lengths
     return {key: value for key, value in found.items() if key not in NO_CONDITIONS}
 
 
