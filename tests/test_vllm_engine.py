@@ -5,6 +5,7 @@ with the tiny model.
 """
 
 import importlib.util
+import os
 import sys
 from types import SimpleNamespace
 
@@ -46,6 +47,8 @@ class StandIn:
 
 @pytest.fixture
 def vllm(monkeypatch):
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "")  # so that it is put back afterwards
+    monkeypatch.delenv("VLLM_NO_USAGE_STATS")
     made = StandIn()
     monkeypatch.setitem(sys.modules, "vllm", made)
     return made
@@ -67,6 +70,11 @@ def test_answers_end_before_any_stop_and_keep_their_order(vllm):
     assert found == tiny_generator().generate(prompts, **options)
     assert found[0].ids == first.ids[:2]
     assert vllm.engines == [{"max_model_len": 64, "trust_remote_code": False, "model": PATH}]
+
+
+def test_no_usage_statistics_are_sent(vllm):
+    VllmGenerator(PATH, tiny_generator().tokenizer, {})
+    assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
 
 
 def test_positions_are_refused(vllm):

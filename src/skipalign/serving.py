@@ -9,7 +9,7 @@ transformers from the folder, without positions or mask of ours; and by vLLM whe
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from skipalign.generation import TransformersGenerator
 from skipalign.model import extend, files_told, load_config, load_model, load_tokenizer
 from skipalign.progress import Progress, Silent
 from skipalign.rope import ROPE_EXTENSIONS
+from skipalign.vllm_engine import load_vllm
 
 LONGEST = 8192  # tokens that are read where no length is asked for
 # Nats between two readings of a token, by the dtype of the weights: rounding, not another RoPE.
@@ -140,9 +141,7 @@ def _plainly(path: str, ids: Sequence[int], start: int) -> Float[np.ndarray, " N
 
 def _by_vllm(path: str, ids: Sequence[int], start: int) -> Float[np.ndarray, " N"]:
     """Read the text with vLLM; its documented `prompt_logprobs`, not run here."""
-    import vllm  # pyright: ignore[reportMissingImports]
-
-    room = cast(Any, vllm)
+    room = load_vllm()
     engine = room.LLM(model=path, max_model_len=len(ids) + 1, trust_remote_code=False)
     how = room.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
     (answer,) = engine.generate([{"prompt_token_ids": list(ids)}], how, use_tqdm=False)

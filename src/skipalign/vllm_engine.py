@@ -6,6 +6,7 @@ documentation (`LLM.generate`, `SamplingParams`); tests put a stand-in with thes
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +19,22 @@ from skipalign.model import weights_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def load_vllm() -> Any:
+    """Import vLLM with its usage statistics off, which it else sends to its makers.
+
+    Raises:
+        ModelError: vLLM is not installed.
+    """
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        import vllm  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ModelError(
+            "vLLM is not installed; pip install 'skipalign[vllm]', or use another backend"
+        ) from None
+    return cast(Any, vllm)
 
 
 class VllmGenerator:
@@ -36,13 +53,7 @@ class VllmGenerator:
     def __init__(
         self, path: str, tokenizer: "PreTrainedTokenizerBase", engine: Mapping[str, Any]
     ) -> None:
-        try:
-            import vllm  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise ModelError(
-                "vLLM is not installed; pip install 'skipalign[vllm]', or use another backend"
-            ) from None
-        self._vllm, self._tokenizer = cast(Any, vllm), cast(Any, tokenizer)
+        self._vllm, self._tokenizer = load_vllm(), cast(Any, tokenizer)
         self._stops = stop_ids(None, tokenizer)
         settings = {**engine, "model": path, "trust_remote_code": False}
         told = [weights_digest(path), settings, sorted(self._stops), str(self._vllm.__version__)]
