@@ -4,7 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from skipalign.claim import finished, holds_work, trained_on, unlike
+import pytest
+
+from skipalign.claim import finished, holds_work, require_same_settings, trained_on, unlike
+from skipalign.errors import RunError
 from skipalign.files import write_json
 from skipalign.key_bias import GapBias
 from skipalign.positions import SkipAlign
@@ -46,3 +49,12 @@ def test_an_empty_folder_holds_nothing_and_a_checkpoint_is_work(tmp_path: Path):
     (tmp_path / "checkpoints/checkpoint-2").mkdir(parents=True)
     assert holds_work(tmp_path)
     assert trained_on(tmp_path) == {"chats": ["x"]}
+
+
+def test_results_whose_model_was_deleted_are_not_taken_for_those_of_other_settings(tmp_path: Path):
+    one = training()
+    write_json(tmp_path / "settings.json", json.loads(json.dumps(one.settings(), default=str)))
+    (tmp_path / "evaluation/needle").mkdir(parents=True)
+    require_same_settings(one, tmp_path)
+    with pytest.raises(RunError, match=r"other settings \(seed: 0 there, 1 here\)"):
+        require_same_settings(replace(one, seed=1), tmp_path)

@@ -83,7 +83,8 @@ def test_prepare_prints_what_became_of_the_rows(run: Any, study: dict[str, Any])
     assert run_dir == Path("elsewhere/many")
     assert isinstance(progress, Silent)
     assert "law: stars_and_bars" in study["begin"][1]
-    assert study["begin"][2] == {"seeds": (1, 2)}
+    assert study["begin"][2] == trainings
+    assert study["begin"][3] == {"seeds": (1, 2)}
     assert run("prepare", "own.yaml").last.startswith(
         "made runs/own/data; next: skipalign train own"
     )

@@ -262,7 +262,8 @@ def test_results_that_know_nothing_of_a_new_setting_are_results_of_its_default(t
 def test_other_settings_never_mix_with_a_finished_training(folder: Path, finished: Path):
     changed = trainings(folder, trainer={"max_steps": 5})
     with pytest.raises(RunError, match=r"other settings \(trainer\.max_steps: 4 there, 5 here; "):
-        study.run(changed, finished, recipe_text="name: demo\n")
+        study.run(changed, finished, recipe_text="name: other\n")
+    assert (finished / "recipe.yaml").read_text() == "name: demo\n", "it says what lies there"
 
 
 def test_a_folder_that_began_from_other_weights_is_refused(folder: Path, tmp_path: Path):

@@ -35,13 +35,7 @@ def finished(training: "Training", out: Path, progress: Progress) -> dict[str, A
     """
     if not holds_work(out):
         return None
-    if (out / "settings.json").exists():
-        differing = unlike(read_json(out / "settings.json"), training)
-        if differing:
-            raise RunError(
-                f"{out}: holds a training of other settings ({'; '.join(differing[:2])}); give the "
-                "new one a folder of its own (name=...) or delete this one"
-            )
+    require_same_settings(training, out)
     if not (out / "training.json").exists() or not (out / "model/config.json").exists():
         return None
     place = tiny.base_place(training.base.path) or training.base.path
@@ -49,9 +43,26 @@ def finished(training: "Training", out: Path, progress: Progress) -> dict[str, A
     return read_json(out / "training.json")
 
 
+def require_same_settings(training: "Training", out: Path) -> None:
+    """Refuse a folder whose training has begun with other settings.
+
+    Raises:
+        RunError: names two of them.
+    """
+    path = out / "settings.json"
+    if not holds_work(out) or not path.exists():
+        return
+    if differing := unlike(read_json(path), training):
+        raise RunError(
+            f"{out}: holds a training of other settings ({'; '.join(differing[:2])}); give the "
+            "new one a folder of its own (name=...) or delete this one"
+        )
+
+
 def holds_work(out: Path) -> bool:
-    """Whether a training has begun in the folder."""
-    return (out / "model").exists() or any((out / "checkpoints").glob("checkpoint-*"))
+    """Whether a training has begun in the folder, or its results are still there."""
+    made = any((out / name).exists() for name in ("model", "evaluation"))
+    return made or any((out / "checkpoints").glob("checkpoint-*"))
 
 
 def unlike(found: Mapping[str, Any], training: "Training") -> list[str]:

@@ -26,7 +26,7 @@ from skipalign import coverage, report, tiny, workers
 from skipalign import prepare as prepare_room
 from skipalign.adapters import Adapter
 from skipalign.card import license_of, write_card
-from skipalign.claim import claim, finished, trained_on
+from skipalign.claim import claim, finished, require_same_settings, trained_on
 from skipalign.distribution import is_first, on_first
 from skipalign.encoding import DEFAULT_TEMPLATE
 from skipalign.evaluation.tasks import TASKS, task_of
@@ -158,8 +158,8 @@ def run(
         SkipalignError: the first stage that cannot be done; what is done stays.
     """
     with workers.shared_threads(jobs):
-        begin(run_dir, recipe_text, seeds=[training.seed for training in trainings])
         todo = [each for each in trainings if only is None or each.method in only]
+        begin(run_dir, recipe_text, todo, seeds=[training.seed for training in trainings])
         prepare(todo, run_dir, progress)
         max_position = max(training.max_position for training in trainings)
         methods = list(dict.fromkeys(training.method for training in trainings))
@@ -205,8 +205,16 @@ def _at_once(
             bar.advance()
 
 
-def begin(run_dir: Path, recipe_text: str, *, seeds: Sequence[int]) -> None:
-    """Write the resolved recipe, and what its figures come from, into the run folder."""
+def begin(
+    run_dir: Path, recipe_text: str, trainings: Sequence[Training], *, seeds: Sequence[int]
+) -> None:
+    """Write the resolved recipe, and what its figures come from, into the run folder.
+
+    Raises:
+        RunError: it holds one of the trainings with other settings; nothing is written.
+    """
+    for training in trainings:
+        require_same_settings(training, run_dir / training.directory)
     write_text(run_dir / "recipe.yaml", recipe_text)
     write_json(run_dir / "environment.json", {**environment(), "seeds": sorted(set(seeds))})
 

@@ -123,7 +123,7 @@ def prepare(recipe: str, overrides: Sequence[str], **given: Any) -> None:
     from skipalign import study
 
     run_dir = run_dir_of(read, given)
-    study.begin(run_dir, read.resolved(), seeds=read.seeds)
+    study.begin(run_dir, read.resolved(), trainings, seeds=read.seeds)
     accounting = study.prepare(trainings, run_dir, progress_for(quiet=given["quiet"]))
     (print_json if given["as_json"] else print_accounting)(accounting)
     made = run_dir / trained[0].directory / "data"

@@ -59,7 +59,7 @@ def train(recipe: str, overrides: Sequence[str], **given: Any) -> None:
     progress = progress_for(quiet=given["quiet"] or not first)
 
     def prepare() -> None:
-        study.begin(run_dir, read.resolved(), seeds=read.seeds)
+        study.begin(run_dir, read.resolved(), [training], seeds=read.seeds)
         study.prepare([training], run_dir, progress)
 
     distribution.on_first(prepare)
@@ -129,7 +129,7 @@ def export(recipe: str, out: Path, overrides: Sequence[str], **given: Any) -> No
     from skipalign.example_file import ExampleFile
 
     run_dir, progress = run_dir_of(read, given), progress_for(quiet=given["quiet"])
-    study.begin(run_dir, read.resolved(), seeds=read.seeds)
+    study.begin(run_dir, read.resolved(), [training], seeds=read.seeds)
     study.prepare([training], run_dir, progress)
     examples = ExampleFile(run_dir / training.directory / "data")
     made = room.export(training, examples, out, num_epochs=given["epochs"], progress=progress)
