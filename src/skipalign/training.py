@@ -327,7 +327,7 @@ def _told_with_the_cure(engine: SkipTrainer, out: Path) -> Generator[None]:
             f"{out}: out of memory at step {engine.state.global_step + 1}, with {rows} tokens; "
             f"lower trainer.per_device_train_batch_size ({args.per_device_train_batch_size}) and "
             "raise trainer.gradient_accumulation_steps by as much, set "
-            "trainer.gradient_checkpointing: true or base.dtype: bfloat16, lower max_tokens of "
+            "trainer.activation_checkpointing: true or base.dtype: bfloat16, lower max_tokens of "
             f"the data, or use adapter: lora; {_kept(engine)}"
         ) from None
 
