@@ -1,10 +1,12 @@
 """workers.py: several processes do the same work on many inputs."""
 
+import multiprocessing
 import os
 import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -61,6 +63,37 @@ def test_the_first_error_is_told_as_it_is_and_nothing_more_begins(killed, kind, 
     with pytest.raises(kind, match=message):
         list(workers.finished(fail, [(number, killed, tmp_path) for number in range(9)], 2))
     assert {path.name for path in tmp_path.iterdir()} <= {"0", "1", "2"}
+
+
+def sleep(folder: str, number: int) -> None:
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+def work_until_killed(folder: str) -> None:
+    list(workers.finished(sleep, [(folder, number) for number in range(2)], 2))
+
+
+def is_running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.long
+def test_workers_end_when_the_process_that_began_them_is_killed(tmp_path: Path):
+    parent = multiprocessing.get_context("spawn").Process(
+        target=work_until_killed, args=(str(tmp_path),)
+    )
+    parent.start()
+    until = time.monotonic() + 120
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    pids = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(pids) == 2
+    assert all(is_running(pid) for pid in pids)
+    parent.kill()
+    while any(is_running(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(is_running(pid) for pid in pids)
 
 
 def test_one_worker_has_all_threads():

@@ -5,12 +5,14 @@ A worker has its share of the processor's threads and, of several GPUs, one.
 
 import multiprocessing
 import os
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import connection
 from typing import Any, TypeVar
 
 import torch
@@ -80,8 +82,17 @@ def _gpus() -> list[str]:
 
 def _begin(places: Any, num_threads: int, gpus: list[str]) -> None:
     """Prepare a worker before its first work."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")  # they are meant for programmers, and the parent told them
     number = places.get()
     if gpus:
         os.environ[_GPUS] = gpus[number % len(gpus)]
     torch.set_num_threads(num_threads)
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that began it is gone, killed or not."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
