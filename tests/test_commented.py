@@ -125,10 +125,11 @@ def test_text_of_others_stays_text(tmp_path: Path):
 
 
 def test_two_files_of_one_name_get_two(tmp_path: Path):
-    data = [dataclasses.replace(DATA, path=each) for each in ("a/chats.jsonl", "b/chats.jsonl")]
-    found = dataclasses.replace(FOUND, data=data, cuts=FOUND.cuts * 2)
+    paths = ("chats-2.jsonl", "a/chats.jsonl", "b/chats.jsonl")  # as a shell sorts them
+    data = [dataclasses.replace(DATA, path=each) for each in paths]
+    found = dataclasses.replace(FOUND, data=data, cuts=FOUND.cuts * 3)
     (training,) = read(found, tmp_path).trainings()
-    assert [each.name for each in training.sources] == ["chats", "chats-2"]
+    assert [each.name for each in training.sources] == ["chats-2", "chats", "chats-3"]
 
 
 def test_nothing_is_evaluated_where_no_prompt_holds_a_needle(tmp_path: Path):

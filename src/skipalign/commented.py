@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -286,8 +287,8 @@ def _names(data: Sequence[DataFacts]) -> list[str]:
     for facts in data:
         stem = re.sub(r"\.(jsonl?|ndjson|csv|parquet)(\.gz)?$", "", Path(facts.path).name) or "data"
         stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.") or "data"
-        taken = sum(each == stem or each.startswith(f"{stem}-") for each in names)
-        names.append(f"{stem}-{taken + 1}" if taken else stem)
+        numbered = (f"{stem}-{number}" for number in count(2))
+        names.append(next(each for each in chain([stem], numbered) if each not in names))
     return names
 
 
@@ -314,6 +315,5 @@ def counted(reasons: Mapping[str, int]) -> str:
 
 
 def gib(size: float) -> str:
-    """Return bytes for people."""
     """Return bytes as people read them."""
     return f"{size / budget.GIB:.3g} GiB" if size >= budget.GIB else f"{size / 2**20:.3g} MiB"
