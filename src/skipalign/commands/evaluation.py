@@ -95,7 +95,9 @@ BACKEND = options(
 @click.option("--seed", type=click.IntRange(min=0), help="Of the prompts.")
 @click.option("--haystack", type=click.Path(exists=True), help="Prose: a text file or a folder.")
 @click.option("--reuse/--no-reuse", default=None, help="Needle: compute shared beginnings once.")
-@click.option("--data", metavar="PATH", help="A benchmark's files; LongBench: TASK.jsonl, data.zip.")
+@click.option(
+    "--data", metavar="PATH", help="A benchmark's files; LongBench: TASK.jsonl or data.zip."
+)
 @click.option("--tasks", metavar="NAME,...", callback=names, help="LongBench, lm-eval: which.")
 @click.option("--e", is_flag=True, default=None, help="LongBench-E, by length.")
 @BACKEND
