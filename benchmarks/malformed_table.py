@@ -26,6 +26,9 @@ from skipalign.conversation import Conversation, read_conversations  # noqa: E40
 from skipalign.errors import RecipeError, SkipalignError  # noqa: E402
 from skipalign.recipe import load  # noqa: E402
 
+FUZZ = Path(__file__).parent / "results" / "fuzz.json"
+WHAT = {"rows": "files of conversations", "recipe": "recipes"}
+
 OUTCOMES = ROOT / "tests" / "malformed.jsonl"
 PAGE = ROOT / "docs" / "malformed.md"
 MOST_SECONDS = 10  # of one input
@@ -100,6 +103,22 @@ def rows() -> list[dict[str, str]]:
     return found
 
 
+def fuzzed() -> list[str]:
+    """Return what was looked for by coverage, besides."""
+    document = json.loads(FUZZ.read_text(encoding="utf-8"))
+    told = [
+        f"{row['executions']:,} of {WHAT[row['target']]} in {row['seconds']} s, "
+        f"{row['crashes'] or 'no'} crash"
+        for row in document["rows"]
+    ]
+    return [
+        f"`python benchmarks/fuzz.py` looks for more by coverage, with atheris: {'; '.join(told)}",
+        "([fuzz.json](../benchmarks/results/fuzz.json)). `tests/test_fuzz.py` reads again the smallest",
+        "inputs that reach every edge, kept in `tests/fuzz_corpus/`.",
+        "",
+    ]
+
+
 def page(found: Sequence[dict[str, str]]) -> str:
     """Return the page: inputs by kind, how they end, one message of each kind."""
     kinds = dict.fromkeys(row["kind"] for row in found)
@@ -117,6 +136,7 @@ def page(found: Sequence[dict[str, str]]) -> str:
         "- **in part**: good rows are used, each bad row is rejected with its reason and its line.",
         "- **refused**: one error of one line, exit status 1.",
         "",
+        *fuzzed(),
         "| kind | inputs | kept | in part | refused | one of them says |",
         "|---|---|---|---|---|---|",
     ]
