@@ -107,14 +107,14 @@ def fuzzed() -> list[str]:
     """Return what was looked for by coverage, besides."""
     document = json.loads(FUZZ.read_text(encoding="utf-8"))
     told = [
-        f"{row['executions']:,} of {WHAT[row['target']]} in {row['seconds']} s, "
+        f"{row['executions']:,} {WHAT[row['target']]} in {row['seconds']} s, "
         f"{row['crashes'] or 'no'} crash"
         for row in document["rows"]
     ]
     return [
         f"`python benchmarks/fuzz.py` looks for more by coverage, with atheris: {'; '.join(told)}",
-        "([fuzz.json](../benchmarks/results/fuzz.json)). `tests/test_fuzz.py` reads again the smallest",
-        "inputs that reach every edge, kept in `tests/fuzz_corpus/`.",
+        "([fuzz.json](../benchmarks/results/fuzz.json)). `tests/test_fuzz.py` reads the smallest",
+        "inputs that reach every edge again; they are kept in `tests/fuzz_corpus/`.",
         "",
     ]
 
