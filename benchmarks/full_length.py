@@ -3,7 +3,8 @@
 SkipAlign shows a model the distances of k x T positions in T tokens; long training reads k x T
 tokens. Per sample the short step must be cheaper by about k or more; per token it saves only what
 attention costs beyond the rest, which is little where the model, not attention, takes the time:
-both are measured, time on one thread and the most memory that stood in tensors during the step.
+both are measured, time on one thread and the most memory that stood in tensors during the step,
+beyond what stood there before it (weights, optimizer).
 Steps alternate; the interval is that of the median of the ratios.
 
     python benchmarks/full_length.py        # about four minutes of one thread
