@@ -135,6 +135,10 @@ def test_cells_hold_counts_or_values(tmp_path):
 
 def test_pooled_cells_are_one_with_all_their_trials():
     assert pooled([Cell(1, 4), Cell(2, 2)]) == Cell(3, 6)
+    # Two methods that answered about the same two texts: an interval draws texts, not answers.
+    asked = [Cell(2, 4, texts=((1, 1), (0, 0))), Cell(1, 2, texts=((1,), (0,)))]
+    assert pooled(asked) == Cell(3, 6, texts=((1, 1, 1), (0, 0, 0)))
+    assert pooled([*asked, Cell(1, 2)]).texts == ()
     both = pooled([Cell(0, 1, (1.5,)), Cell(0, 2, (2.0, 4.0))])
     assert (both, both.mean) == (Cell(0, 3, (1.5, 2.0, 4.0)), 2.5)
 

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -65,11 +66,14 @@ class Cell:
 
 
 def pooled(cells: Collection[Cell]) -> Cell:
-    """Return all the trials of several cells as one."""
+    """Return all the trials of several cells as one, text by text where all have as many texts."""
+    texts = [cell.texts for cell in cells]
+    alike = len({len(each) for each in texts}) == 1
     return Cell(
         sum(cell.correct for cell in cells),
         sum(cell.n for cell in cells),
         tuple(value for cell in cells for value in cell.values),
+        tuple(tuple(chain(*each)) for each in zip(*texts, strict=True)) if alike else (),
     )
 
 
