@@ -77,7 +77,10 @@ def test_the_tiny_base_is_asked_what_it_knows():
     assert training.tasks["needle"].needle == asked.needle
     assert training.tasks["needle"].keys == asked.keys
     assert training.tasks["needle"].lengths == (128, 256, 512, 1024, 2048, 4096)
-    assert training.trainer["learning_rate"] == 5e-3
+    demo = recipe.load("tiny").trainings()[0].trainer
+    tokens = training.trainer["per_device_train_batch_size"] * training.sources[0].max_tokens
+    wanted = demo["learning_rate"] * tokens / (demo["per_device_train_batch_size"] * 128)
+    assert training.trainer["learning_rate"] == pytest.approx(wanted, rel=0.1)
 
 
 def test_a_window_that_holds_the_target_says_that_skips_are_not_needed():

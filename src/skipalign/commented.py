@@ -223,8 +223,15 @@ def _training(found: Found) -> list[str]:
 
 
 def _learning_rate(found: Found) -> float:
+    """Return a starting point; of the embedded base the demo's, in proportion to a step's tokens.
+
+    Source: Goyal et al. 2017 (arXiv 1706.02677), section 2.1, the linear scaling rule.
+    """
     if tiny.base_seed(found.model.path) is not None:
-        return float(next(iter(recipe.load("tiny").methods.values())).trainer["learning_rate"])
+        (demo, *_) = recipe.load("tiny").trainings()
+        tokens = int(demo.trainer["per_device_train_batch_size"]) * demo.sources[0].max_tokens
+        share = found.choices.rows * found.choices.max_tokens / tokens
+        return float(f"{demo.trainer['learning_rate'] * min(1.0, share):.1g}")
     return 1e-5 if found.choices.way.adapter is None else 1e-4
 
 
