@@ -4,8 +4,8 @@ Promise: at most a third of the time, every single score the same to the last bi
 side is the procedure of THUDM/LongBench with the packages that it uses (rouge 1.0.1 with its
 default metrics, jieba, difflib), from the files to the 21 figures. Ours is `score_folder`: the
 same, and the checks of every line, the intervals, the categories and the averages. One process;
-imports and jieba's dictionary are left out on both sides. Needs the stored answers of
-../shared/data, or a folder in the same form as the argument.
+imports and jieba's dictionary are left out on both sides. Needs stored answers: a
+folder with one TASK.jsonl a task in the official fields, as the argument.
 """
 
 import json
