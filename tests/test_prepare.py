@@ -345,3 +345,18 @@ def test_files_that_a_training_has_read_are_not_replaced_by_others(mixed, fast, 
         prepare([Source(other, "a")], fast, tmp_path / "out", trained_on=read)
     assert (tmp_path / "out/data/examples.arrow").read_bytes() == made
     assert prepare([Source(mixed, "a")], fast, tmp_path / "out", trained_on=read)
+
+
+def test_only_the_data_files_of_a_folder_make_its_digest(fast, tmp_path):
+    folder = tmp_path / "chats"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("\n".join(GOOD[:2]), encoding="utf-8")  # no end of line
+    (folder / "README.md").write_text("one")
+    source = Source(str(folder), "chats")
+    prepare([source], fast, tmp_path / "out")
+    before = digests_of(tmp_path / "out/data"), stamp(tmp_path / "out")
+    (folder / "README.md").write_text("another")
+    (folder / ".DS_Store").write_bytes(b"\0")
+    prepare([source], fast, tmp_path / "out")
+    assert (digests_of(tmp_path / "out/data"), stamp(tmp_path / "out")) == before
+    assert room._files(str(folder), Silent()).num_rows == 2

@@ -34,6 +34,7 @@ from skipalign.errors import DataError, RecipeError, RunError
 from skipalign.example_file import ExampleWriter, examples_path
 from skipalign.files import json_text, read_json, write_json, written_aside
 from skipalign.progress import Bar, Progress, Silent
+from skipalign.readers import data_files
 from skipalign.rowcount import num_rows
 
 if TYPE_CHECKING:
@@ -314,40 +315,37 @@ class _Files:
 
 
 def _files(path: str, progress: Progress) -> _Files:
-    local = Path(path).expanduser()
-    if not local.exists():
+    listed = data_files(path)
+    if not listed:
         return _Files(((path, "data set"),), None)
-    stamps, found = _stamps(path), _listed(local)
+    stamps = _stamps(listed)
     digests: list[tuple[str, str]] = []
     rows: list[int | None] = []
-    for file in sorted(found):
+    for file in listed:
         digest, lines, mebibytes = hashlib.sha256(), 0, file.stat().st_size >> 20
+        last = b"\n"
         told = progress if mebibytes >= _LARGE else _SILENT
         with file.open("rb") as handle, told.bar(f"read {file.name}, MiB", mebibytes) as bar:
             while chunk := handle.read(2**20):
                 digest.update(chunk)
-                lines += chunk.count(b"\n")
+                lines, last = lines + chunk.count(b"\n"), chunk
                 bar.advance()
-        rows.append(num_rows(file, lines))
+        rows.append(num_rows(file, lines + (not last.endswith(b"\n"))))
         # Names order the files of a folder; a lone file may be moved, but keeps its kind.
-        name = file.name if local.is_dir() else file.suffix
+        name = file.name if Path(path).expanduser().is_dir() else file.suffix
         digests.append((name, digest.hexdigest()))
     known = [each for each in rows if each is not None]
     return _Files(tuple(digests), sum(known) if len(known) == len(rows) else None, stamps)
 
 
-def _listed(local: Path) -> list[Path]:
-    return [file for file in local.iterdir() if file.is_file()] if local.is_dir() else [local]
-
-
-def _stamps(path: str) -> tuple[tuple[str, int, int], ...]:
-    """Return name, size and time of change of each file of a path."""
-    found = sorted(_listed(Path(path).expanduser()))
-    return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in found)
+def _stamps(files: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:
+    """Return name, size and time of change of each file."""
+    found = ((file, file.stat()) for file in files)
+    return tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in found)
 
 
 def _require_unchanged(source: Source, files: _Files) -> None:
-    if files.stamps and _stamps(source.path) != files.stamps:
+    if files.stamps and _stamps(data_files(source.path)) != files.stamps:
         raise DataError(
             f"{source.path}: changed while it was read; a file that stands still is required - "
             "start again when it is written"
