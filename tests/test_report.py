@@ -111,6 +111,19 @@ def test_pictures_and_cells_are_labelled_for_those_who_do_not_see_them(run):
     assert elements.all("html")[0]["lang"] == "en"
 
 
+def test_differences_are_taken_against_the_method_that_is_named(run, tmp_path):
+    path = write_study_document([run], tmp_path / "figures.json", against="skipalign")
+    document = read_json(path)
+    assert document["reference"] == "skipalign"
+    assert {row["method"] for row in document["paired"]} == {"normal", "skipalign-bias"}
+    assert {row["against"] for row in document["paired"]} == {"skipalign"}
+    page = write_report([run], tmp_path / "page.html", against="skipalign")
+    told = Elements(page).text
+    assert told != Elements(write_report([run], tmp_path / "other.html")).text
+    with pytest.raises(RunError, match="--against pose: no such method"):
+        write_report([run], against="pose")
+
+
 def test_the_page_of_a_study_names_every_line_and_uses_only_its_own_parts(tmp_path):
     elements = Elements(write_report([make_study(tmp_path / "study", seeds=(0,))]))
     pictures = [each for each in elements.all("svg") if "aria-hidden" not in each]

@@ -378,6 +378,9 @@ def test_a_seed_with_missing_depths_has_no_part_in_the_difference_there(run):
 def test_the_reference_is_normal_else_the_first_that_was_trained(tmp_path):
     folder = make_study(tmp_path / "study", methods=("base", "pose", "normal"), seeds=(0,))
     assert reference(groups_of(folder)).name == "normal"
+    assert reference(groups_of(folder), "pose").name == "pose"
+    with pytest.raises(RunError, match=r"--against cream: .* take one of base, pose, normal"):
+        reference(groups_of(folder), "cream")
     shutil.rmtree(folder / "normal")
     assert reference(groups_of(folder)).name == "pose"
     shutil.rmtree(folder / "pose")

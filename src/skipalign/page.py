@@ -36,11 +36,16 @@ TALL = 40  # rows of a table that scrolls below its head
 OF_TRAINING = ("accounting", "probe", "coverage", "loss")
 
 
-def page(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return everything that the page says, as text, numbers and plots."""
+def page(runs: Sequence[Run], against: str | None = None) -> dict[str, Any]:
+    """Return everything that the page says, as text, numbers and plots.
+
+    Args:
+        runs: what it is about.
+        against: the method that differences are taken against; see `scores.reference`.
+    """
     groups = group(runs)
     window = training_window(groups)
-    tasks = _tasks(groups, window)
+    tasks = _tasks(groups, window, reference(groups, against))
     found = _ablations(groups, window)
     blocks = [each for task in tasks for each in task["blocks"]]
     needles = next((task["blocks"] for task in tasks if task["name"] == "needle"), [])
@@ -88,9 +93,10 @@ def page(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _tasks(groups: Sequence[Group], window: int | None) -> list[dict[str, Any]]:
+def _tasks(
+    groups: Sequence[Group], window: int | None, against: Group | None
+) -> list[dict[str, Any]]:
     """Return the needle, and every other task that some training was measured in."""
-    against = reference(groups)
     found = [
         {
             "name": task,

@@ -61,12 +61,15 @@ CARD_START, CARD_STOP = "<!-- results -->", "<!-- /results -->"
 # -------------------------------------------------------------------------------- the HTML page
 
 
-def write_report(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+def write_report(
+    run_dirs: Sequence[str | Path], out: str | Path | None = None, *, against: str | None = None
+) -> Path:
     """Write the page of one or more runs; return where it is.
 
     Args:
         run_dirs: run folders; the same method of two runs is shown as two methods.
         out: a file, or a folder to hold report.html; default the first run's folder.
+        against: the method that differences are taken against; see `scores.reference`.
 
     Raises:
         RunError: a folder is no run.
@@ -78,7 +81,7 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path | None = None) 
     path = path / "report.html" if path.is_dir() or not path.suffix else path
     shown = render(
         "page.html.jinja",
-        {**page(runs), "dashes": DASHES},
+        {**page(runs, against), "dashes": DASHES},
         style="report.css",
         scripts=("sort.js", "walk.js", "choose.js"),
     )
@@ -172,8 +175,10 @@ def _terminal_caption(found: Sequence[Mapping[str, Any]], window: int | None) ->
 # ------------------------------------------------------------------------- the study's document
 
 
-def study_document(run_dirs: Sequence[str | Path]) -> dict[str, Any]:
+def study_document(run_dirs: Sequence[str | Path], *, against: str | None = None) -> dict[str, Any]:
     """Return what a run found as one document: `report --json-out` writes it.
+
+    Differences are taken against the method `against`; see `scores.reference`.
 
     `rows` and `paired` are the needle's, `tasks` holds those of every other task over tokens,
     `boards` the rows of every benchmark told by its parts; `cost` and `coverage` are means over
@@ -188,11 +193,11 @@ def study_document(run_dirs: Sequence[str | Path]) -> dict[str, Any]:
     runs = [read_run(folder) for folder in run_dirs]
     groups = group(runs)
     window = training_window(groups)
-    against = reference(groups)
+    other = reference(groups, against)
     found = {task: only_section(groups, task) for task in TOKENS_OF_TASK}
     measured = {task: section for task, section in found.items() if section is not None}
     tables: dict[str, dict[str, Any]] = {
-        task: {"measure": TASKS[task].measure, "rows": rows(each), "paired": paired(each, against)}
+        task: {"measure": TASKS[task].measure, "rows": rows(each), "paired": paired(each, other)}
         for task, each in measured.items()
     }
     blocks = {task: boards.only_block(groups, task) for task in boards.NAMES}
@@ -206,7 +211,7 @@ def study_document(run_dirs: Sequence[str | Path]) -> dict[str, Any]:
         "tasks": tables,
         "gate": _of_runs(runs, [_gate(run) for run in runs]),
         "boards": {task: boards.rows(block) for task, block in told.items()},
-        "reference": against.name if against else None,
+        "reference": other.name if other else None,
         "training_window": window,
         "cost": costs(groups, short),
         "coverage": coverages(groups),
@@ -230,13 +235,15 @@ def _gate(run: Run) -> dict[str, Any] | None:
     return {**asdict(gate), "verdicts": judged(run, gate)} if gate else None
 
 
-def write_study_document(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
+def write_study_document(
+    run_dirs: Sequence[str | Path], out: str | Path, *, against: str | None = None
+) -> Path:
     """Write `study_document` to `out`; return where it is.
 
     Raises:
         RunError: as `table`, for any task.
     """
-    write_json(out, study_document(run_dirs))
+    write_json(out, study_document(run_dirs, against=against))
     return Path(out)
 
 

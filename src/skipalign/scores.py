@@ -217,8 +217,18 @@ def _trials(cell: Cell) -> Sequence[float]:
 # --------------------------------------------------------------------------------------- pairs
 
 
-def reference(groups: Sequence[Group]) -> Group | None:
-    """Return what differences are taken against: `normal`, else the first that was trained."""
+def reference(groups: Sequence[Group], name: str | None = None) -> Group | None:
+    """Return what differences are taken against: `name`, or `normal`, else the first trained.
+
+    Raises:
+        RunError: no method is called `name`.
+    """
+    if name is not None:
+        for each in groups:
+            if each.name == name:
+                return each
+        known = ", ".join(each.name for each in groups)
+        raise RunError(f"--against {name}: no such method; take one of {known}")
     named = (each for each in groups if each.trainings[0].method == REFERENCE)
     trained = (
         each

@@ -166,6 +166,7 @@ def score(folder: Path, e: bool, official_faults: bool, **given: Any) -> None:
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="The page, or a folder for it.")
 @click.option("--json-out", type=click.Path(dir_okay=False, path_type=Path), help=STUDY_DOCUMENT)
+@click.option("--against", metavar="METHOD", help="Differences against it; normal, if there is.")
 @output("a list: a row a method and task")
 def report(runs: Sequence[Path], out: Path | None, **given: Any) -> None:
     """Write one page of one or more runs; print their table.
@@ -177,10 +178,11 @@ def report(runs: Sequence[Path], out: Path | None, **given: Any) -> None:
     from skipalign import report as room
 
     with progress_for(quiet=given["quiet"]).bar("report", 3) as bar:
-        made = str(room.write_report(runs, out))
+        made = str(room.write_report(runs, out, against=given["against"]))
         bar.advance()
         if given["json_out"]:
-            made += f" and {room.write_study_document(runs, given['json_out'])}"
+            kept = room.write_study_document(runs, given["json_out"], against=given["against"])
+            made += f" and {kept}"
         bar.advance()
         found = room.table(runs) if given["as_json"] else room.terminal_tables(runs)
         bar.advance()
