@@ -69,7 +69,8 @@ def read_rows(file: Path, options: Sequence[Any]) -> str:
 def read_recipe(file: Path, options: Sequence[Any]) -> str:
     try:
         recipe = load(file, options)
-        return f"a recipe of {', '.join(recipe.methods)}, {len(recipe.resolved()):,} characters"
+        recipe.resolved()
+        return f"a recipe of {', '.join(recipe.methods)}"
     except RecipeError as error:
         return f"refused: {error}"
 
