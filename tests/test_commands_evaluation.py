@@ -19,8 +19,9 @@ from skipalign.evaluation.stretch import StretchSettings
 
 
 def test_report_of_several_runs(run: Any, study: dict[str, Any]):
-    found = run("report", "runs/a", "runs/b", "--out", "page.html")
-    assert study["report"] == ((Path("runs/a"), Path("runs/b")), Path("page.html"), {})
+    found = run("report", "runs/a", "runs/b", "--out", "page.html", "--against", "pose")
+    options = {"against": "pose"}
+    assert study["report"] == ((Path("runs/a"), Path("runs/b")), Path("page.html"), options)
     assert found.out.splitlines()[0] == "the table"
 
 
