@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from skipalign.errors import DataError, RunError
-from skipalign.evaluation import thought_is_open
+from skipalign.evaluation import longbench_metrics, thought_is_open
 from skipalign.evaluation.longbench_score import (
     BUCKETS,
     CATEGORIES,
@@ -52,6 +52,49 @@ def test_all_21_official_scores_are_reproduced(official_faults: bool):
     assert sum(entry["n"] for entry in found["tasks"].values()) == 4750
     assert found["incomplete"] == {}
     assert set(found["recursion_errors"].values()) == {0}  # no answer is long enough
+
+
+def indel(line: str, right: str) -> float:
+    """fuzz.ratio of rapidfuzz: twice the longest common subsequence over both lengths."""
+    places = dict.fromkeys(line, 0)
+    for place, letter in enumerate(line):
+        places[letter] |= 1 << place
+    state = (1 << len(line)) - 1
+    for letter in right:  # bit by bit: Hyyro 2004
+        common = state & places.get(letter, 0)
+        state = (state + common) | (state - common)
+    common = len(line) - (state & ((1 << len(line)) - 1)).bit_count()
+    both = len(line) + len(right)
+    return round(100 * (2 * common / both if both else 1.0)) / 100
+
+
+def rouge_of_google(said: str, right: str) -> float:
+    """rougeL of the package rouge_score, without stemming."""
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
+    return scorer.score(right, said)["rougeL"].fmeasure
+
+
+@needs_official
+@pytest.mark.parametrize(
+    ("task", "other"),
+    [
+        ("lcc", longbench_metrics.Metric(longbench_metrics.line_of_code, str, indel)),
+        ("repobench-p", longbench_metrics.Metric(longbench_metrics.line_of_code, str, indel)),
+        pytest.param(
+            "multi_news",
+            longbench_metrics.Metric(str, str, rouge_of_google),
+            marks=pytest.mark.long,
+        ),
+        ("samsum", longbench_metrics.Metric(str, str, rouge_of_google)),
+    ],
+)
+def test_other_packages_miss_the_official_scores(task: str, other, monkeypatch):
+    expected = json.loads((OFFICIAL / "result.json").read_text())[task]
+    path = OFFICIAL / f"{task}.jsonl"
+    ours = round(100 * float(score_file(path, task).values.mean()), 2)
+    monkeypatch.setitem(longbench_metrics._BY_TASK, task, other)
+    theirs = round(100 * float(score_file(path, task).values.mean()), 2)
+    assert ours == expected != theirs
 
 
 @needs_official
