@@ -812,3 +812,10 @@ def test_the_eight_tokens_are_gapless():
     assert all(before.stop == after.start for before, after in pairwise(segments))
     assert segments[-1].stop == len(EIGHT_TOKENS.input_ids)
     assert drawing(np.arange(8), EIGHT_TOKENS) == "   0   1   2 |   3   4   5 |   6   7"
+
+
+@pytest.mark.parametrize("value", [2**31, 10**30, 10**400])
+@pytest.mark.parametrize("name", ["max_position", "chunk_tokens"])
+def test_numbers_that_no_context_length_has_are_refused(name: str, value: int):
+    with pytest.raises(RecipeError, match=f"strategy logo: {name} is .* at most 2,147,483,647"):
+        Logo(**{"max_position": 4096, name: value})

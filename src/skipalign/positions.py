@@ -149,11 +149,13 @@ class _Skipping(Strategy):
                 f"strategy {self.name}: max_position is {self.max_position}; it counts positions "
                 "and must be at least 1 - use the context length that you train for"
             )
-        if self.max_position > _MOST_POSITIONS:
-            raise RecipeError(
-                f"strategy {self.name}: max_position is {self.max_position:.4g}; it must be at "
-                f"most {_MOST_POSITIONS:,} - use the context length that you train for"
-            )
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value > _MOST_POSITIONS:
+                shown = f"{value:.4g}" if value < 10**300 else "over 1e+300"
+                raise RecipeError(
+                    f"strategy {self.name}: {name} is {shown}; it must be at "
+                    f"most {_MOST_POSITIONS:,} - use the context length that you train for"
+                )
         if not 0 <= self.skip_fraction <= 1:
             raise RecipeError(
                 f"strategy {self.name}: skip_fraction is {self.skip_fraction}; it is the share of "
