@@ -55,12 +55,8 @@ MAX_TOKENS, ROWS, STEPS, PAIRS = 512, 4, 5, 6
 PREPARED_CONVERSATIONS, PREPARED_PAIRS = 800, 5
 
 
-def main() -> None:
-    """Measure, print and keep."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    there = OPEN_ASSISTANT if OPEN_ASSISTANT.exists() else tiny.CONVERSATIONS
-    parser.add_argument("file", nargs="?", type=Path, default=there)
-    file = parser.parse_args().file
+def hush() -> None:
+    """Take one thread, and let the libraries say nothing."""
     torch.set_num_threads(1)
     datasets.disable_caching()
     datasets.disable_progress_bars()
@@ -68,6 +64,15 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.disable(logging.WARNING)
+
+
+def main() -> None:
+    """Measure, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    there = OPEN_ASSISTANT if OPEN_ASSISTANT.exists() else tiny.CONVERSATIONS
+    parser.add_argument("file", nargs="?", type=Path, default=there)
+    file = parser.parse_args().file
+    hush()
     chats = conversations(file)
     tokenizer = make_tokenizer([turn["content"] for chat in chats for turn in chat])
     results: dict[str, Any] = {"data": file.name, "conversations": len(chats)}

@@ -9,9 +9,7 @@ positions, TRL's does not.
     python benchmarks/padding_free.py FILE    # of conversations; without one, the tiny ones
 """
 
-import logging
 import os
-import warnings
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -22,12 +20,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-import torch
-from against_trl import MAX_TOKENS, ROWS, STEPS, Bench, Measured, conversations, make_tokenizer
+from against_trl import (
+    MAX_TOKENS,
+    ROWS,
+    STEPS,
+    Bench,
+    Measured,
+    conversations,
+    hush,
+    make_tokenizer,
+)
 from step import median
-from transformers.utils import logging as transformers_logging
 
 from skipalign import Packing, tiny
 from skipalign.origin import sha256_of_files, write_result
@@ -45,7 +49,7 @@ def main() -> None:
         "--out", type=Path, default=Path(__file__).parent / "results/padding-free.json"
     )
     given = parser.parse_args()
-    _hush()
+    hush()
     chats = conversations(given.file)
     tokenizer = make_tokenizer([turn["content"] for chat in chats for turn in chat])
     with tempfile.TemporaryDirectory() as folder:
@@ -62,16 +66,6 @@ def main() -> None:
     )
     for name, ratio in found["ratios"].items():
         print(f"{name:30s} {ratio['ratio']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]")
-
-
-def _hush() -> None:
-    torch.set_num_threads(1)
-    datasets.disable_caching()
-    datasets.disable_progress_bars()
-    warnings.simplefilter("ignore")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
 
 
 def measure(bench: Any, rounds: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """benchmarks/gpu.py at a small size on a CPU: the same steps, rows, refusals and results file."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,22 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from made_scripts import script
+
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def gpu() -> Any:
     """The script as a room."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location("bench_gpu", ROOT / "benchmarks/gpu.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["bench_gpu"] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-    return module
+    return script("benchmarks/gpu.py")
 
 
 @pytest.fixture

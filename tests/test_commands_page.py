@@ -1,6 +1,5 @@
 """docs/commands.md is what the commands are; every command has the modes that it promises."""
 
-import importlib.util
 import json
 import os
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 import click
 import pytest
 
+from made_scripts import script
 from skipalign.cli import cli
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -17,12 +17,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 @pytest.fixture(scope="module")
 def writer() -> Any:
-    spec = importlib.util.spec_from_file_location("commands_page", DOCS / "commands.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("docs/commands.py")
 
 
 def test_the_page_is_what_the_commands_are(writer: Any):

@@ -1,9 +1,6 @@
 """Costs by arithmetic, held against models that are built, counted and measured."""
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,28 +8,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from made_scripts import script
 from skipalign.costs import LINEARS, PARTS, Load, LowRank, memory, token_flops
 from skipalign.errors import RecipeError
 from skipalign.shapes import shape_of
 
-BENCHMARK = Path(__file__).parents[1] / "benchmarks/plan_memory.py"
-
-
-def benchmark() -> Any:
-    """Return the room that measures."""
-    name = "plan_memory"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, BENCHMARK)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+MEASURED = script("benchmarks/plan_memory.py")
 
 
 def model_of(model_type: str, **more: Any) -> tuple[Any, Any]:
     """Return the config and a model on no device, with three layers."""
-    sizes = {**benchmark().sizes(64, 3, 8, 320), **more}
+    sizes = {**MEASURED.sizes(64, 3, 8, 320), **more}
     config = AutoConfig.for_model(model_type, **sizes)
     with torch.device("meta"):
         return config, AutoModelForCausalLM.from_config(config, attn_implementation="eager")
@@ -102,7 +88,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_memory_is_what_a_step_takes(name: str):
-    room = benchmark()
+    room = MEASURED
     model_type, load, tolerance = CASES[name]
     passes = 2 if load.accumulates else 1
     sizes = room.sizes(256, 4, 8, 4000)

@@ -1,8 +1,6 @@
 """Whatever is read: conversations, rejections and errors of one line, never another exception."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from hypothesis import strategies as st
 
 from made_malformed import ANY, GOOD, PATHS, RECIPE, parquet, with_value, yaml
 from made_rows import lines, wrote
+from made_scripts import script
 from skipalign import readers
 from skipalign.conversation import SHAPES, Conversation, read_conversations
 from skipalign.errors import DataError, RecipeError
@@ -24,18 +23,7 @@ from skipalign.recipe import load
 from skipalign.yaml_tree import overridden
 
 ROOT = Path(__file__).parents[1]
-
-
-def script() -> Any:
-    """Return benchmarks/fuzz.py as a room."""
-    name = "fuzz"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+FUZZ = script("benchmarks/fuzz.py")
 
 
 # --- the corpus
@@ -46,30 +34,30 @@ KEPT = sorted(file.stem for file in (ROOT / "tests/fuzz_corpus").glob("*.jsonl")
 
 @pytest.mark.parametrize("target", KEPT)
 def test_every_input_of_the_corpus_keeps_the_promise(target: str, tmp_path: Path):
-    corpus = script().kept(target)
+    corpus = FUZZ.kept(target)
     assert len(corpus) > 50
-    ended = [script().TARGETS[target](data, tmp_path) for data in corpus]
+    ended = [FUZZ.TARGETS[target](data, tmp_path) for data in corpus]
     assert len(set(ended)) > 20
 
 
 def test_the_corpus_is_small_and_what_its_figures_say():
-    figures = json.loads(script().RESULT.read_text(encoding="utf-8"))
-    assert sum(file.stat().st_size for file in script().CORPUS.iterdir()) < 300_000
+    figures = json.loads(FUZZ.RESULT.read_text(encoding="utf-8"))
+    assert sum(file.stat().st_size for file in FUZZ.CORPUS.iterdir()) < 300_000
     assert sorted(row["target"] for row in figures["rows"]) == KEPT
     assert "rows" in KEPT
     for row in figures["rows"]:
-        assert row["corpus_files"] == len(script().kept(row["target"]))
+        assert row["corpus_files"] == len(FUZZ.kept(row["target"]))
         assert row["crashes"] == 0
 
 
 def test_a_broken_promise_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(AssertionError):
-        script().one_line("a\nb")
+        FUZZ.one_line("a\nb")
     with pytest.raises(UnicodeEncodeError):
-        script().one_line("\ud800")
+        FUZZ.one_line("\ud800")
     monkeypatch.setattr("skipalign.conversation.parse_json", lambda _: {}["x"])
     with pytest.raises(KeyError):
-        script().rows(b"\x00{}\n", tmp_path)
+        FUZZ.rows(b"\x00{}\n", tmp_path)
 
 
 # --- rows
@@ -103,10 +91,10 @@ def read(path: Path, **options: Any) -> list[Any]:
         items.extend(read_conversations(str(path), name="x", **options))
     except DataError as error:
         refused = str(error)
-        script().one_line(refused)
+        FUZZ.one_line(refused)
         return []
     for item in items:
-        script().one_line(str(item) if not isinstance(item, Conversation) else item.id)
+        FUZZ.one_line(str(item) if not isinstance(item, Conversation) else item.id)
     return items
 
 
@@ -173,7 +161,7 @@ def test_any_value_anywhere_in_a_recipe_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, path: str, value: Any
 ):
     folder = tmp_path_factory.getbasetemp()
-    script().recipe(yaml(with_value(path, value)), folder)
+    FUZZ.recipe(yaml(with_value(path, value)), folder)
 
 
 @settings(max_examples=60, deadline=None)
@@ -186,7 +174,7 @@ def test_any_override_is_done_or_refused(key: str, text: str):
     try:
         assert isinstance(overridden(RECIPE, f"{key}={text}"), dict)
     except RecipeError as error:
-        script().one_line(str(error))
+        FUZZ.one_line(str(error))
 
 
 NUMBERS = st.sampled_from([0, 1, -1, 2, 7, 0.5, 1.5, 1e-9, 1e18, 10**9, 10**30, True, None, "x"])
@@ -209,7 +197,7 @@ def test_any_settings_of_a_strategy_are_refused_or_give_positions(
     try:
         found = strategy.positions(EIGHT_TOKENS, sample_rng(seed, 0, "x"))
     except DataError as error:
-        script().one_line(str(error))
+        FUZZ.one_line(str(error))
         return
     assert (np.diff(found) >= 1).all()
     assert 0 <= found[0] <= found[-1] < getattr(strategy, "max_position", 8)
@@ -238,6 +226,6 @@ def settings_of(tmp_path_factory: pytest.TempPathFactory, key: str, tree: dict[s
     try:
         (method,) = load(file).methods.values()
     except RecipeError as error:
-        script().one_line(str(error).replace(str(file), ""))
+        FUZZ.one_line(str(error).replace(str(file), ""))
         return None
     return method.key_bias if key == "key_bias" else method.strategies["chats"]

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib import util
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from fixtures_pages import (
     inline_of,
     parse,
 )
+from made_scripts import script
 from skipalign.tiny import BASE
 
 PAGES = sorted(
@@ -254,11 +254,7 @@ def test_guides_have_one_form(page: str):
 
 
 def test_figures_of_guides_are_those_of_the_results():
-    place = util.spec_from_file_location("tables", ROOT / "benchmarks/readme_tables.py")
-    assert place is not None
-    assert place.loader is not None
-    tables = util.module_from_spec(place)
-    place.loader.exec_module(tables)
+    tables = script("benchmarks/readme_tables.py")
     found = 0
     for page in GUIDES:
         text = (ROOT / page).read_text(encoding="utf-8")

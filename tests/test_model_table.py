@@ -1,32 +1,19 @@
 """The page of models is what its script finds, and the script finds what the probe does not see."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from made_scripts import script
 from skipalign.model import refuse_skips
 
 ROOT = Path(__file__).parents[1]
+TABLE = script("benchmarks/model_table.py")
 QUICK = ("Llama 3.1", "Qwen3", "Gemma 2, within its window", "Llama 4", "DeepSeek V3", "Falcon RW")
 
 
-def script() -> Any:
-    """Return the script as a room."""
-    name = "model_table"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 def row_of(family: str) -> str:
-    return next(script().row(*each) for each in script().FAMILIES if each[0] == family)
+    return next(TABLE.row(*each) for each in TABLE.FAMILIES if each[0] == family)
 
 
 @pytest.mark.parametrize("family", QUICK)
@@ -38,13 +25,15 @@ def test_a_row_of_the_page_is_what_the_probe_finds(family: str):
 def test_the_page_has_a_row_for_each_family():
     lines = (ROOT / "docs/models.md").read_text(encoding="utf-8").splitlines()
     families = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
-    assert families[1:] == [each[0] for each in script().FAMILIES]
+    assert families[1:] == [each[0] for each in TABLE.FAMILIES]
 
 
 @pytest.mark.long
 def test_the_page_is_what_the_script_writes():
-    rows = [script().row(*each) for each in script().FAMILIES]
-    assert (ROOT / "docs/models.md").read_text(encoding="utf-8") == script().page(rows)
+    rows = [TABLE.row(*each) for each in TABLE.FAMILIES]
+    assert (ROOT / "docs/models.md").read_text(encoding="utf-8") == script(
+        "benchmarks/model_table.py"
+    ).page(rows)
 
 
 @pytest.mark.parametrize("family", ["Qwen3-Next", "Llama 4", "Mistral 7B v0.1"])
@@ -52,7 +41,7 @@ def test_what_is_refused_by_the_config_is_what_the_second_way_finds(
     family: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Were they not refused, the script would stop: the probe alone passes them."""
-    monkeypatch.setattr(script(), "refuse_skips", lambda *_, **__: None)
+    monkeypatch.setattr(TABLE, "refuse_skips", lambda *_, **__: None)
     with pytest.raises(AssertionError, match="passes the probe, but of_a_gap is"):
         row_of(family)
-    assert script().refuse_skips is not refuse_skips
+    assert TABLE.refuse_skips is not refuse_skips

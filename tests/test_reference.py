@@ -6,27 +6,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 
 import skipalign
+from made_scripts import script
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "docs/reference.py"
 
 
-def script():
-    spec = spec_from_file_location("reference", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    found = module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
-reference = script()
+reference = script("docs/reference.py")
 ROOMS = reference.rooms()
 TREES = {room: reference.parsed(room) for room in ROOMS}
 

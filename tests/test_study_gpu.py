@@ -1,6 +1,5 @@
 """benchmarks/study_gpu.py at a small size: each step is a command, goes on, leaves a report."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from made_scripts import script
 from skipalign import plan
 from skipalign.recipe import load
 from skipalign.tiny import larger
@@ -20,12 +20,7 @@ SCRIPT = ROOT / "benchmarks/study_gpu.py"
 @pytest.fixture(scope="module")
 def driver() -> Any:
     """The script as a room."""
-    spec = importlib.util.spec_from_file_location("study_gpu", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["study_gpu"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/study_gpu.py")
 
 
 @pytest.fixture(scope="module")
