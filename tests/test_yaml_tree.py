@@ -72,6 +72,12 @@ def test_what_is_not_plain_yaml_is_one_line(text: str | bytes):
     refused(text)
 
 
+@pytest.mark.parametrize("text", [r'"\ud800\udc00": 1', r'a: ["x\udfff"]'])
+def test_half_a_character_is_refused_with_its_line(text: str):
+    with pytest.raises(RecipeError, match=r"r\.yaml line 2: .* holds half a character; mend it"):
+        read_yaml(f"# recipe\n{text}".encode(), "r.yaml")
+
+
 def test_aliases_that_multiply_are_refused_before_they_are_walked():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]

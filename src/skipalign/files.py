@@ -26,7 +26,7 @@ LOCK = ".lock"
 _OS_ERROR = re.compile(r"os error (\d+)")  # as libraries in Rust say it: safetensors, tokenizers
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROBE_BYTES = 2**18
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _log = logging.getLogger(__name__)
 
 
@@ -161,7 +161,7 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     A model's or server's answer may end in the middle of a character that UTF-16 holds in two.
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return json.dumps(value, indent=indent) if _HALF_CHARACTER.search(text) else text
+    return json.dumps(value, indent=indent) if HALF_CHARACTER.search(text) else text
 
 
 def append_json_line(path: str | Path, value: dict[str, Any]) -> None:

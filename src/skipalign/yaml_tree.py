@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from skipalign.errors import RecipeError
+from skipalign.files import HALF_CHARACTER
 
 _MOST_VALUES = 100_000  # of a document with its aliases written out
 _MOST_KEYS = 32  # of the path of an override
@@ -67,6 +68,14 @@ class _Loader(yaml.SafeLoader):
             )
         return value
 
+    def construct_yaml_str(self, node: Any) -> str:
+        value = super().construct_yaml_str(node)
+        if HALF_CHARACTER.search(value):
+            raise yaml.MarkedYAMLError(
+                problem=f"{shown(value)} holds half a character", problem_mark=node.start_mark
+            )
+        return value
+
 
 class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads, without aliases."""
@@ -86,6 +95,7 @@ for _each in (_Loader, _Dumper):
         _FLOAT, re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )
 _Loader.add_constructor(_FLOAT, _Loader.construct_yaml_float)
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_yaml_str)
 _Dumper.add_representer(str, _Dumper.represent_str)
 
 
