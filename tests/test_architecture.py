@@ -21,7 +21,7 @@ SRC = ROOT / "src" / "skipalign"
 ORDER_TEXT = """
 errors files visible progress
 rowcount readers conversation tokens template encoding example_file prepare
-laws positions key_bias coverage rope packing costs logit_scale
+laws cuts positions key_bias coverage rope packing costs logit_scale
 visits batch bias_attention borders adapters model shapes probe checkpoints
 distribution layout chunked_loss engine training
 rows preference

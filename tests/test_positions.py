@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from jaxtyping import Int
 
 from skipalign import positions
+from skipalign.cuts import tokens_within
 from skipalign.encoding import Example, Segment
 from skipalign.errors import DataError, RecipeError
 from skipalign.positions import (
@@ -38,11 +39,8 @@ from skipalign.positions import (
     RandPos,
     SkipAlign,
     Strategy,
-    block_borders,
     drawing,
-    last_turn,
     sample_rng,
-    tokens_within,
 )
 
 Rng = np.random.Generator
@@ -153,6 +151,29 @@ def test_contiguous_draws_nothing():
     after = rng.bit_generator.state["buffer_pos"], rng.bit_generator.state["state"]["counter"]
     assert before[0] == after[0]
     assert np.array_equal(before[1], after[1])
+
+
+# ------------------------------------------------------------------------------ RandPos
+
+
+def plain_randpos(example: Example, max_position: int, rng: Rng) -> list[int]:
+    taken = rng.choice(max_position, len(example.input_ids), replace=False, shuffle=False)
+    return sorted(taken.tolist())
+
+
+METHODS["randpos"] = Method(
+    strategy=lambda top: RandPos(max_position=top),
+    rule=plain_randpos,
+    cuts=lambda example: range(1, len(example.input_ids)),
+    recorded=[5, 7, 25, 40, 43, 58, 59, 89],
+    starts_at_zero=False,
+)
+
+
+def test_randpos_takes_every_set_of_ids_equally_often():
+    rows = draws(RandPos(max_position=6), sample(conversation([3])), 3000)
+    law = dict.fromkeys(combinations(range(6), 3), 1 / 20)
+    assert_follows([tuple(ids) for ids in rows.tolist()], law)
 
 
 # ------------------------------------------------------------------------------ SkipAlign
@@ -295,17 +316,6 @@ def _shifted(segments: tuple[Segment, ...], by: int) -> tuple[Segment, ...]:
         Segment(s.start + by, s.stop + by, s.role, s.content_start + by, s.content_stop + by)
         for s in segments
     )
-
-
-def test_swapping_two_segments_changes_where_skips_fall():
-    user, assistant = conversation([9, 5])
-    swapped = (
-        Segment(0, 5, "assistant", 0, 5),
-        Segment(5, 14, "user", 5, 14),
-    )
-    assert block_borders((user, assistant), ["inner"]).tolist() == [9]
-    assert block_borders(swapped, ["inner"]).tolist() == []
-    assert block_borders(swapped, ["outer"]).tolist() == [5]
 
 
 @pytest.mark.parametrize("cut_at", ["token", "sentence"])
@@ -634,45 +644,6 @@ def test_logo_of_the_paper_has_nine_continuous_samples_to_one_sparse():
     rows = draws(Logo(max_position=10**9), sample(conversation([300])), 2000)
     sparse = np.any(np.diff(rows) > 1, axis=1)
     assert abs(sparse.mean() - 0.1) < 4 * np.sqrt(0.1 * 0.9 / 2000)
-
-
-@pytest.mark.parametrize(
-    ("roles", "expected"),
-    [
-        (["system", "user", "assistant"], 2),
-        (["user", "assistant", "user", "assistant"], 2),
-        (["user", "user", "assistant"], 1),
-        (["document"], 1),
-        (["assistant"], 1),
-        (["assistant", "user"], 2),
-    ],
-)
-def test_the_last_turn_stands_behind_a_context(roles: list[str], expected: int):
-    segments = tuple(Segment(n, n + 1, role, n, n + 1) for n, role in enumerate(roles))
-    assert last_turn(segments) == expected
-
-
-# ------------------------------------------------------------------------------ RandPos
-
-
-def plain_randpos(example: Example, max_position: int, rng: Rng) -> list[int]:
-    taken = rng.choice(max_position, len(example.input_ids), replace=False, shuffle=False)
-    return sorted(taken.tolist())
-
-
-METHODS["randpos"] = Method(
-    strategy=lambda top: RandPos(max_position=top),
-    rule=plain_randpos,
-    cuts=lambda example: range(1, len(example.input_ids)),
-    recorded=[5, 7, 25, 40, 43, 58, 59, 89],
-    starts_at_zero=False,
-)
-
-
-def test_randpos_takes_every_set_of_ids_equally_often():
-    rows = draws(RandPos(max_position=6), sample(conversation([3])), 3000)
-    law = dict.fromkeys(combinations(range(6), 3), 1 / 20)
-    assert_follows([tuple(ids) for ids in rows.tolist()], law)
 
 
 # ------------------------------------------------------------------------------ every strategy
