@@ -1,0 +1,160 @@
+"""Judge the confirmation's bars: python benchmarks/confirmation_bars.py [--check]
+
+The bars are those of recipes/confirmation-tiny.yaml, the table is that of docs/confirmation.md. Made
+from confirmation-tiny.json, confirmation-tiny-against-pose.json and
+confirmation-tiny-against-long.json in benchmarks/results/, which `skipalign report RUN [--against
+METHOD] --json-out FILE` writes. A bar on a score is judged by its mean, one on a difference as it
+says.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "confirmation.md"
+BLOCK = re.compile(r"(<!-- bars -->\n).*?(<!-- /bars -->)", re.DOTALL)
+HEADS = ("bar", "found", "95% interval", "verdict")
+METHOD = "noise-1"
+NEEDLE, PROSE = "needle", "perplexity"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One sentence that was written down before the run, and when it holds.
+
+    Args:
+        text: the sentence.
+        task: what is measured.
+        tokens: at which context length.
+        against: the method that a difference is taken against; None for the score itself.
+        holds: of the row {mean or difference, low, high}.
+    """
+
+    text: str
+    task: str
+    tokens: int
+    against: str | None = None
+    holds: Callable[[Row], bool]
+
+
+def _above(row: Row) -> bool:
+    return row["low"] > 0
+
+
+def _not_below(row: Row) -> bool:
+    return row["high"] >= 0
+
+
+def _not_above(row: Row) -> bool:
+    return row["low"] <= 0
+
+
+BARS = (
+    Bar(
+        text="needle at 4,096 tokens: 0.9 or better",
+        task=NEEDLE,
+        tokens=4096,
+        holds=lambda row: row["mean"] >= 0.9,
+    ),
+    Bar(
+        text="needle at 4,096 tokens: above PoSE, the whole interval above 0",
+        task=NEEDLE,
+        tokens=4096,
+        against="pose",
+        holds=_above,
+    ),
+    Bar(
+        text="needle at 1,024 tokens: not more than 0.03 below long fine-tuning",
+        task=NEEDLE,
+        tokens=1024,
+        against="long",
+        holds=lambda row: row["difference"] >= -0.03,
+    ),
+    Bar(
+        text="needle at 128 tokens: not below normal fine-tuning, the interval reaches 0",
+        task=NEEDLE,
+        tokens=128,
+        against="normal",
+        holds=_not_below,
+    ),
+    Bar(
+        text="prose at 128 tokens, nats: not worse than normal fine-tuning, the interval reaches 0",
+        task=PROSE,
+        tokens=128,
+        against="normal",
+        holds=_not_above,
+    ),
+    Bar(
+        text="prose at 128 tokens, nats: not worse than PoSE, the interval reaches 0",
+        task=PROSE,
+        tokens=128,
+        against="pose",
+        holds=_not_above,
+    ),
+    Bar(
+        text="prose at 4,096 tokens, nats: not worse than PoSE, the interval reaches 0",
+        task=PROSE,
+        tokens=4096,
+        against="pose",
+        holds=_not_above,
+    ),
+)
+
+
+def row_of(bar: Bar, documents: Mapping[str, Mapping[str, Any]]) -> Row:
+    """Return what was measured for a bar; `documents` by the method they are against."""
+    document = documents[bar.against or "normal"]
+    table = document if bar.task == NEEDLE else document["tasks"][bar.task]
+    rows: Sequence[Row] = table["paired" if bar.against else "rows"]
+    for row in rows:
+        if row["method"] == METHOD and row["context_length"] == bar.tokens:
+            return row
+    raise SystemExit(f"{METHOD} was not measured for the bar: {bar.text}")
+
+
+def table(documents: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return all bars with what was found and the verdict."""
+    lines = [f"| {' | '.join(HEADS)} |", f"|{'---|' * len(HEADS)}"]
+    for bar in BARS:
+        row = row_of(bar, documents)
+        found = f"{row['difference']:+.3f}" if bar.against else f"{row['mean']:.3f}"
+        interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
+        verdict = "met" if bar.holds(row) else "missed"
+        lines.append(f"| {bar.text} | {found} | {interval} | {verdict} |")
+    return "\n".join(lines)
+
+
+def read() -> dict[str, Mapping[str, Any]]:
+    """Return the three documents, by the method that their differences are against."""
+    names = {"normal": "", "pose": "-against-pose", "long": "-against-long"}
+    found = {
+        against: json.loads((RESULTS / f"confirmation-tiny{name}.json").read_text(encoding="utf-8"))
+        for against, name in names.items()
+    }
+    for against, document in found.items():
+        if document["reference"] != against:
+            raise SystemExit(f"confirmation-tiny{names[against]}.json is not against {against}")
+    return found
+
+
+def main() -> None:
+    """Write the table, or say that it is not what the results are."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="exit 1 where it would change")
+    text = PAGE.read_text(encoding="utf-8")
+    made = BLOCK.sub(rf"\g<1>{table(read())}\n\g<2>", text)
+    if parser.parse_args().check:
+        raise SystemExit(None if made == text else "docs/confirmation.md is not what was found")
+    PAGE.write_text(made, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
