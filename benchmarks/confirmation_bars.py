@@ -1,6 +1,6 @@
 """Judge the confirmation's bars: python benchmarks/confirmation_bars.py [--check]
 
-The bars are those of recipes/confirmation-tiny.yaml, the table is that of docs/confirmation.md. Made
+The bars are those of recipes/confirmation-tiny.yaml, the table that of docs/confirmation.md, made
 from confirmation-tiny.json, confirmation-tiny-against-pose.json and
 confirmation-tiny-against-long.json in benchmarks/results/, which `skipalign report RUN [--against
 METHOD] --json-out FILE` writes. A bar on a score is judged by its mean, one on a difference as it
