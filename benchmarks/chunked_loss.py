@@ -45,9 +45,9 @@ def one_pass(model: Any, head: ChunkedHead | None, share: float) -> float:
     """Go forward and backward over the row; return the loss."""
     ids = torch.randint(0, SIZES["vocab_size"], (1, TOKENS), generator=torch.manual_seed(0))
     labels = torch.where(torch.arange(TOKENS) >= TOKENS * (1 - share), ids, IGNORE_INDEX)
-    with nullcontext() if head is None else head.left_out():
+    with nullcontext() if head is None else head.in_parts(labels):
         given = model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    losses = (token_losses if head is None else head.token_losses)(given, labels)
+    losses = token_losses(given, labels) if head is None else given
     del given  # of the whole logits only what the backward pass needs
     loss = losses.sum() / (labels[:, 1:] != IGNORE_INDEX).sum()
     loss.backward()

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from skipalign.batch import Placed, pad
+from skipalign.borders import fit_mask, mask_dtype
 from skipalign.costs import Load, LowRank, Memory, memory
 from skipalign.encoding import Example, Segment
 from skipalign.origin import write_result
@@ -143,8 +144,8 @@ def batch(case: Case, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         rows.append(Placed(example, positions, bias))
     found: dict[str, Any] = dict(pad(rows, 0))
     if load.mask == "float":
-        lowest = torch.finfo(dtype).min
-        found["attention_mask"] = found["attention_mask"].clamp(min=lowest).to(dtype)
+        added_to = mask_dtype("sdpa", dtype, torch.bfloat16 if load.autocast else None)
+        found["attention_mask"] = fit_mask(found["attention_mask"], added_to)
     return found
 
 

@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 from skipalign.batch import Collator
 from skipalign.checkpoints import Counts
+from skipalign.chunked_loss import ChunkedHead
 from skipalign.distribution import FSDP, in_force, is_first, on_first, whole_weights
 from skipalign.engine import Named, SkipTrainer
 from skipalign.errors import RunError
@@ -39,7 +40,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "logit_scale": 1.3,
         "trainer": {"max_steps": 4, "per_device_train_batch_size": 2},
     },
+    "chunked loss": {"key_bias": None, "chunked_loss": True, "trainer": {"max_steps": 2}},
 }
+BATCH = ("input_ids", "labels", "position_ids", "attention_mask")
 PLAIN = {"lr_scheduler_type": "constant", "use_cpu": True}
 
 
@@ -104,14 +107,15 @@ def fail_on_first() -> str:
 
 
 def shard(base: Path, data: ExampleFile, out: Path) -> dict[str, Any]:
-    """Drive probe, collator and loss on a sharded model; compare with the whole one."""
+    """Drive probe, collator and both losses on a sharded model; compare with the whole one."""
     rank, size = distributed.get_rank(), distributed.get_world_size()
     whole: Any = load_model(str(base), rope=Ntk(factor=8.0), max_position=512)
     model: Any = deepcopy(whole)
     mesh = init_device_mesh("cpu", (size,))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    # As accelerate's config has it; by itself the outermost part stays whole after its pass.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
     args = TrainingArguments(output_dir=str(out), use_cpu=True, report_to="none")
     engine = SkipTrainer(model=model, args=args)
     engine.counts = Counts()
@@ -120,23 +124,28 @@ def shard(base: Path, data: ExampleFile, out: Path) -> dict[str, Any]:
     collate = Named(Collator(strategies, seed=0, pad_token_id=0))
     batches = [collate([Visit(data[n], 0) for n in range(4 * r, 4 * r + 4)]) for r in range(size)]
     num_items = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
-    inputs = engine._prepare_inputs(dict(batches[rank]))
-    loss = engine.compute_loss(model, inputs, num_items_in_batch=num_items)
-    loss.backward()
     expected = []
     for batch in batches:
-        batch.pop("samples")
-        expected.append(whole(**batch, num_items_in_batch=num_items).loss)
+        tensors = {name: batch[name] for name in BATCH}
+        expected.append(whole(**tensors, num_items_in_batch=num_items).loss)
     sum(expected).backward()
-    gradients = zip(model.parameters(), whole.parameters(), strict=True)
-    changes = [float((a.grad.full_tensor() - b.grad).abs().max()) for a, b in gradients]
+    losses, changes = [], []
+    for head in (None, ChunkedHead(model, tokens_at_once=3)):
+        engine.head = head
+        model.zero_grad()
+        inputs = engine._prepare_inputs(dict(batches[rank]))
+        loss = engine.compute_loss(model, inputs, num_items_in_batch=num_items)
+        loss.backward()
+        losses.append(float(loss.detach()) / size)  # DDP and FSDP take the mean of processes
+        gradients = zip(model.parameters(), whole.parameters(), strict=True)
+        changes += [float((a.grad.full_tensor() - b.grad).abs().max()) for a, b in gradients]
     gathered = whole_weights(engine)
     if rank == 0:
         save_model(model, load_tokenizer(str(base)), out / "sharded", gathered)
     engine.require_finite_weights()
     return {
         "engine": in_force(model),
-        "loss": float(loss.detach()) / size,  # DDP and FSDP take the mean of processes
+        "losses": losses,
         "expected": float(expected[rank].detach()),
         "largest_gradient": max(float(each.grad.abs().max()) for each in whole.parameters()),
         "gradients_change": max(changes),

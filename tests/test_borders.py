@@ -11,7 +11,13 @@ from transformers import MistralConfig, MistralForCausalLM
 from made_attention import flash_stood_in
 from skipalign.batch import Batch, pack, pad
 from skipalign.bias_attention import biased_keys
-from skipalign.borders import block_mask, refuse_large_mask, sequence_lengths, visibility
+from skipalign.borders import (
+    block_mask,
+    mask_dtype,
+    refuse_large_mask,
+    sequence_lengths,
+    visibility,
+)
 from skipalign.errors import ModelError, VisibilityError
 from skipalign.example_file import ExampleFile
 from skipalign.files import read_json
@@ -196,6 +202,14 @@ def test_batches_that_tell_no_borders_are_refused():
             visibility({**ids, "sample_ids": IDS}, attention, torch.float32)
 
 
+def test_a_mask_is_cast_beforehand_only_where_each_layer_would_cast_it():
+    half, whole = torch.bfloat16, torch.float32
+    assert mask_dtype("sdpa", whole, half) == half
+    assert mask_dtype("eager", whole, half) == whole, "eager adds it to logits in full precision"
+    assert mask_dtype("sdpa", whole, None) == whole
+    assert mask_dtype("sdpa", half, None) == half
+
+
 def test_masks_beyond_a_quarter_of_the_memory_are_refused():
     refuse_large_mask(2, 1024, 32 * 2**20, "packing")
     with pytest.raises(VisibilityError, match=r"2 x 1,025 x 1,025 numbers, 0\.0 GiB.*flash_atten"):
@@ -247,7 +261,7 @@ def test_a_run_by_flash_attention_ends_where_one_by_float_masks_does(
         verdict = read_json(tmp_path / name / "probe.json")
         assert verdict["attn_implementation"] == {"mask": "sdpa"}.get(name, "flash_attention_2")
         weights.append([parameter.detach() for parameter in model.parameters()])
-        rows.append((outcome.tokens, outcome.trained_tokens, outcome.num_sequences))
+        rows.append({**vars(outcome), "seconds": 0})
     assert rows[0] == rows[1]
     moved = load_model(str(base)).parameters()
     for one, other, before in zip(*weights, moved, strict=True):

@@ -2,10 +2,18 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from skipalign.chunked_loss import ChunkedHead, token_losses
 from skipalign.encoding import IGNORE_INDEX
@@ -50,9 +58,8 @@ def losses_and_gradients(model, head: ChunkedHead | None, weights: torch.Tensor)
     if head is None:
         losses = token_losses(model(**inputs).logits, labels)
     else:
-        with head.left_out():
-            hidden = model(**inputs).logits
-        losses = head.token_losses(hidden, labels)
+        with head.in_parts(labels):
+            losses = model(**inputs).logits
     (losses * weights).sum().backward()
     return losses.detach(), [parameter.grad.clone() for parameter in model.parameters()]
 
@@ -96,16 +103,16 @@ def test_logits_never_stand_whole_and_those_of_untrained_tokens_not_at_all():
 
 def test_the_head_is_back_afterwards_also_after_an_error():
     model = llama(tied=False)
-    ids, _ = batch()
+    ids, labels = batch()
     expected = model(ids).logits
     head = ChunkedHead(model)
-    with head.left_out():
-        assert model(ids).logits.shape == (3, 20, 32)
+    with head.in_parts(labels):
+        assert model(ids).logits.shape == (3, 19)
     assert torch.equal(model(ids).logits, expected)
-    with pytest.raises(ZeroDivisionError), head.left_out():
+    with pytest.raises(ZeroDivisionError), head.in_parts(labels):
         raise ZeroDivisionError
     assert "forward" not in vars(model.lm_head)
-    with head.left_out(), head.left_out():
+    with head.in_parts(labels), head.in_parts(labels):
         pass
     assert torch.equal(model(ids).logits, expected)
 
@@ -123,6 +130,9 @@ def test_a_model_that_changes_its_logits_after_the_head_is_refused():
     with pytest.raises(ModelError, match="Gemma2ForCausalLM changes its logits"):
         ChunkedHead(model)
     assert ChunkedHead(Gemma2ForCausalLM(Gemma2Config(**sizes, final_logit_softcapping=None)))
+    scaled = GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=8.0))
+    with pytest.raises(ModelError, match="GraniteForCausalLM changes its logits"):
+        ChunkedHead(scaled)
     model.get_output_embeddings = lambda: None
     with pytest.raises(ModelError, match="no output embeddings"):
         ChunkedHead(model)
@@ -224,9 +234,8 @@ def test_what_a_chunked_loss_does_not_go_with_is_refused(
         fit(base, data, tmp_path, trainer=trainer, chunked_loss=True)
 
 
-@pytest.mark.parametrize("engine", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_engines_that_share_out_the_weights_of_a_head_are_refused(engine: str):
+def test_deepspeed_which_may_hold_no_weights_of_a_head_is_refused():
     args = SimpleNamespace(label_smoothing_factor=0.0, use_liger_kernel=False)
-    found = {"is_fsdp_enabled": False, "is_deepspeed_enabled": False, engine: True}
-    with pytest.raises(RecipeError, match="chunked_loss with FSDP or DeepSpeed"):
-        _chunked_head(SimpleNamespace(args=args, **found))
+    engine: Any = SimpleNamespace(args=args, is_deepspeed_enabled=True)
+    with pytest.raises(RecipeError, match=r"chunked_loss with DeepSpeed: .* use DDP or FSDP2"):
+        _chunked_head(engine)

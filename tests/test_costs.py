@@ -77,6 +77,7 @@ CASES = {
         Load(rows=2, tokens=256, checkpointing=True, mask="float"),
         0.15,
     ),
+    "autocast, key bias": ("qwen3", Load(rows=2, tokens=384, autocast=True, mask="float"), 0.02),
     "bfloat16, two passes": (
         "llama",
         Load(rows=1, tokens=512, weight_bytes=2, accumulates=True),

@@ -10,8 +10,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 from skipalign.batch import Collator, PackCollator, pack, pad
 from skipalign.checkpoints import Counts
 from skipalign.encoding import IGNORE_INDEX, Example, Segment
-from skipalign.engine import SkipTrainer, mean_over_samples, skipped_tokens, trained_per_sample
+from skipalign.engine import (
+    Named,
+    SkipTrainer,
+    mean_over_samples,
+    skipped_tokens,
+    trained_per_sample,
+)
 from skipalign.errors import RunError
+from skipalign.key_bias import GapBias
 from skipalign.packing import Attention
 from skipalign.positions import Contiguous, SkipAlign
 from skipalign.visits import PackDataset, PackSampler, Visit, VisitDataset, VisitSampler
@@ -35,13 +42,13 @@ def example(length: int, number: int) -> Example:
 EXAMPLES = [example(length, number) for number, length in enumerate(LENGTHS)]
 
 
-def tiny_model() -> LlamaForCausalLM:
+def tiny_model(num_layers: int = 1) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=41,
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=1,
+        num_hidden_layers=num_layers,
         num_attention_heads=2,
         max_position_embeddings=512,
         initializer_range=0.3,
@@ -123,6 +130,52 @@ def test_losses_apart_are_those_of_each_sample_alone(tmp_path: Path):
     assert total == pytest.approx(float(losses[0, 11:].sum() + losses[1].sum()))
     padded = pad([rows[0][0], rows[1][0]], 0)["position_ids"]
     assert skipped_tokens(padded, None).any(dim=1).tolist() == [True, False]
+
+
+def half_precision_step(out: Path) -> tuple[int, list[torch.Tensor]]:
+    """Return the bytes of masks that a step keeps for its backward pass, and its gradients."""
+    model = tiny_model(num_layers=3).float()
+    args = TrainingArguments(output_dir=str(out), use_cpu=True, report_to="none", bf16=True)
+    engine = SkipTrainer(model=model, args=args)
+    engine.counts = Counts()
+    model = engine._wrap_model(engine.accelerator.prepare(model))
+    collate = Collator({"a": SKIPS}, seed=0, pad_token_id=0, key_bias=GapBias())
+    inputs = engine._prepare_inputs(collate([Visit(EXAMPLES[n], 0) for n in (0, 2)]))
+    masks: dict[int, int] = {}
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape[-2:] == (17, 17):
+            masks[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+        loss = engine.compute_loss(model, inputs)
+    loss.backward()
+    return sum(masks.values()), [parameter.grad for parameter in model.parameters()]
+
+
+def test_all_layers_share_one_mask_in_half_precision_with_the_same_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    num_bytes, found = half_precision_step(tmp_path)
+    assert num_bytes == 2 * 17 * 17 * 2, "two rows of bfloat16"
+    monkeypatch.setattr("skipalign.engine.mask_dtype", lambda _, weights, __: weights)
+    of_each_layer, expected = half_precision_step(tmp_path)
+    assert of_each_layer == 3 * num_bytes
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_rows_that_a_batch_joins_are_as_long_as_before(tmp_path: Path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    engine = SkipTrainer(model=tiny_model(), args=args)
+    engine.model.config._attn_implementation = "flash_attention_2"
+    engine.counts = Counts()
+    plain = Collator({"a": SKIPS}, seed=0, pad_token_id=0, float_mask=False)
+    packs = [[Visit(EXAMPLES[n], 0) for n in pack] for pack in ((0, 1, 2), (3, 4))]
+    batch = engine._prepare_inputs(Named(PackCollator(plain, "block_diagonal"))(packs))
+    assert batch["input_ids"].shape == (1, sum(LENGTHS[:5]))
+    assert engine.counts.max_row_tokens == sum(LENGTHS[:3])
+    assert "row_tokens" not in batch
 
 
 def gradients(loss_of: dict[int, torch.Tensor], model: LlamaForCausalLM) -> dict:

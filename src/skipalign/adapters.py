@@ -20,6 +20,10 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 # What the config of the base must say for an adapter to find the positions it was trained with.
 ROPE_KEYS = ("rope_parameters", "max_position_embeddings")
+VIRTUAL_TOKENS = (
+    "learns virtual tokens: they shift every position, or PEFT drops position_ids, so no skip "
+    "would reach the model"
+)
 PROMPT_LEARNING = ("prompt_tuning", "prefix_tuning", "p_tuning", "multitask_prompt_tuning", "cpt")
 
 
@@ -143,11 +147,25 @@ def refuse_prompt_learning(value: Any) -> Any:
     found = value.get("type") if isinstance(value, dict) else value
     name = str(found).lower().replace("-", "_")
     if name in PROMPT_LEARNING or name.replace("_", "") in ("ptuning", "prefixtuning"):
-        raise RecipeError(
-            f"{found!r} learns virtual tokens: they shift every position, or PEFT drops "
-            f"position_ids, so no skip would reach the model - use {', '.join(ADAPTERS)}"
-        )
+        raise RecipeError(f"{found!r} {VIRTUAL_TOKENS} - use {', '.join(ADAPTERS)}")
     return value
+
+
+def refuse_virtual_tokens(model: Any) -> None:
+    """Refuse a model that PEFT has wrapped with a prompt, whoever asked for it.
+
+    Raises:
+        ModelError: it is.
+    """
+    if learns_prompt(getattr(model, "active_peft_config", None)):
+        raise ModelError(
+            f"the model's adapter {VIRTUAL_TOKENS} - take it off, or use {', '.join(ADAPTERS)}"
+        )
+
+
+def learns_prompt(config: Any) -> bool:
+    """Tell whether a config of PEFT puts virtual tokens into rows; None does not."""
+    return bool(getattr(config, "is_prompt_learning", False))
 
 
 def attach(model: Any, adapter: Adapter, *, base: str, revision: str | None, seed: int) -> Any:

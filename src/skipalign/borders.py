@@ -95,6 +95,23 @@ def block_mask(sample_ids: Int[Tensor, " B T"]) -> Any:
     )
 
 
+def mask_dtype(
+    implementation: str, weights: torch.dtype, autocast: torch.dtype | None
+) -> torch.dtype:
+    """Return the precision in which a float mask meets the attention logits.
+
+    Under autocast sdpa casts the mask that it is given in every layer, and each keeps its copy for
+    the backward pass; cast beforehand, all layers share one. Eager attention adds the mask to its
+    logits in the precision of the two that is higher.
+
+    Args:
+        implementation: of the model's attention.
+        weights: their precision.
+        autocast: what autocast computes in, if it is on.
+    """
+    return autocast if autocast is not None and implementation == "sdpa" else weights
+
+
 def fit_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a float mask in the dtype of the attention logits, its lowest value kept finite."""
     if not mask.is_floating_point() or mask.dtype == dtype:

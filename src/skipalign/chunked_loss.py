@@ -3,8 +3,9 @@
 Logits of T tokens take 4 T V bytes in float32, and with their log-softmax and gradients three
 times that: with V = 128,000 and rows of 8,192 tokens 12 GiB, more than all layers of many models
 keep. Only tokens that are trained need logits, and no two of them need theirs at once. So the
-model's head is left out of its forward pass, and is applied here to the trained tokens, some at a
-time; backward, each part's logits are computed again.
+head's forward pass is exchanged for one that returns losses: it takes the trained tokens some at a
+time, and backward computes each part's logits again. It stays inside the model's forward pass,
+where DDP finds every weight that is used and FSDP2 holds the head's weights whole.
 
 Where there is a GPU and the package liger-kernel, `trainer: {use_liger_kernel: true}` does the same
 in one kernel, without computing them twice.
@@ -14,6 +15,7 @@ Shape letters: B rows, T tokens, D hidden dimensions, V vocabulary, N trained to
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +28,6 @@ from skipalign.encoding import IGNORE_INDEX
 from skipalign.errors import ModelError
 
 TOKENS_AT_ONCE = 256
-_TOLERANCE = 1e-3  # of the largest logit; what a model does to its logits is no rounding
 
 
 class ChunkedHead:
@@ -51,10 +52,19 @@ class ChunkedHead:
         self._require_plain_logits(model)
 
     @contextmanager
-    def left_out(self) -> Generator[None]:
-        """While open, the `logits` of the model are the hidden states that its head would get."""
+    def in_parts(self, labels: Int[Tensor, " B T"]) -> Generator[None]:
+        """While open, the `logits` of the model are the losses of its tokens: Float[" B T-1"].
+
+        Args:
+            labels: of what the model is given, not shifted.
+        """
+        with self._exchanged(partial(self.token_losses, labels=labels)):
+            yield
+
+    @contextmanager
+    def _exchanged(self, forward: Callable[[Tensor], Tensor]) -> Generator[None]:
         before = vars(self.module).get("forward")
-        self.module.forward = _unchanged
+        self.module.forward = forward
         try:
             yield
         finally:
@@ -89,32 +99,26 @@ class ChunkedHead:
         return cross_entropy(self.apply(hidden).float(), targets, reduction="none")
 
     def _require_plain_logits(self, model: Any) -> None:
-        """Compare the model's logits with those of its head alone, on two tokens."""
+        """Give the model made logits; they must come out as they are, whatever its weights."""
         device = next(model.parameters()).device
         inputs = {
             "input_ids": torch.tensor([[0, 1]], device=device),
             "attention_mask": torch.ones(1, 2, dtype=torch.long, device=device),
         }
+        made = torch.linspace(-100, 100, 16, device=device).view(1, 2, 8)
         was_training = model.training
         model.eval()
         try:
-            with torch.no_grad():
-                whole = model(**inputs, use_cache=False).logits
-                with self.left_out():
-                    hidden = model(**inputs, use_cache=False).logits
-                alone = self.apply(hidden)
+            with torch.no_grad(), self._exchanged(lambda _: made):
+                found = model(**inputs, use_cache=False).logits
         finally:
             model.train(was_training)
-        if not torch.allclose(whole, alone, rtol=0, atol=_TOLERANCE * float(whole.abs().max())):
+        if not torch.equal(found, made):
             raise ModelError(
                 f"chunked_loss: {type(model).__name__} changes its logits after the head (a soft "
                 "cap or a scale), so that the head alone gives another loss - leave chunked_loss "
                 "out"
             )
-
-
-def _unchanged(hidden: Tensor) -> Tensor:
-    return hidden
 
 
 def token_losses(

@@ -323,17 +323,19 @@ def _adapter_bytes(shape: Shape, load: Load, adapter: LowRank) -> float:
 
 
 def _mask_bytes(load: Load) -> int:
-    """Return the mask of a batch, and the one in the weights' precision beside it."""
+    """Return the mask of a batch, and the one beside it in the precision of what it is added to."""
     square = load.rows * load.tokens**2
     if load.mask == "float":
-        return square * (4 + 2 * (load.weight_bytes == 2))
+        added_to = load.weight_bytes if load.eager else load.product_bytes
+        return square * (4 + 2 * (added_to == 2))
     return square if load.mask == "padding" else 0
 
 
 def _mask_bytes_of_a_layer(load: Load) -> int:
-    """Return the mask that each layer keeps for itself, where it casts the one it is given."""
-    cast = load.mask == "padding" or (load.mask == "float" and load.casts)
-    return load.rows * load.tokens**2 * load.product_bytes if cast and not load.eager else 0
+    """Return the mask that each layer keeps for itself, where it makes a float one of booleans."""
+    if load.mask != "padding" or load.eager:
+        return 0
+    return load.rows * load.tokens**2 * load.product_bytes
 
 
 def _gathered_bytes(shape: Shape, load: Load) -> int:

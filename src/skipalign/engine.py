@@ -20,7 +20,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from skipalign import adapters, distribution
 from skipalign.batch import Batch
-from skipalign.borders import implementation_of, visibility
+from skipalign.borders import implementation_of, mask_dtype, visibility
 from skipalign.checkpoints import Counts, seal
 from skipalign.chunked_loss import ChunkedHead, token_losses
 from skipalign.encoding import IGNORE_INDEX
@@ -29,12 +29,15 @@ from skipalign.files import disk_faults_of
 from skipalign.visits import PackSampler, Visit, VisitSampler
 
 _SAMPLES_NAMED = 8
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 TokenLosses = Callable[[Tensor, Tensor], Tensor]
 _TOKENS_AT_ONCE = 512  # whose logits stand in full precision while losses are told apart
 
 
 class Named:
-    """A collator whose batches also say which samples they hold.
+    """A collator whose batches also say which samples they hold, and how long their rows are.
+
+    Rows that a batch without padding joins count as they were before.
 
     Args:
         collator: visits, or packs of visits, to a batch.
@@ -44,8 +47,10 @@ class Named:
         self.collator = collator
 
     def __call__(self, rows: Sequence[Visit | Sequence[Visit]]) -> dict[str, Any]:
-        visits = [each for row in rows for each in ([row] if isinstance(row, Visit) else row)]
-        return {**self.collator(rows), "samples": [visit.example.id for visit in visits]}
+        packs = [[row] if isinstance(row, Visit) else row for row in rows]
+        lengths = [sum(len(visit.example.input_ids) for visit in pack) for pack in packs]
+        samples = [visit.example.id for pack in packs for visit in pack]
+        return {**self.collator(rows), "samples": samples, "row_tokens": max(lengths)}
 
 
 class SkipTrainer(Trainer):
@@ -101,7 +106,7 @@ class SkipTrainer(Trainer):
     ) -> Any:
         """Return the loss, the samples' borders kept from the model."""
         sample_ids = inputs.pop("sample_ids", None)
-        losses = token_losses if self.head is None else self._chunked_losses
+        losses = token_losses if self.head is None else _as_they_are
         if self.samples_weigh_the_same:
             self.compute_loss_func = partial(
                 mean_over_samples, sample_ids=sample_ids, token_losses=losses
@@ -109,7 +114,7 @@ class SkipTrainer(Trainer):
         elif self.head is not None:
             self.compute_loss_func = partial(mean_over_tokens, token_losses=losses)
         labels = inputs["labels"]
-        with nullcontext() if self.head is None else self.head.left_out():
+        with nullcontext() if self.head is None else self.head.in_parts(labels):
             found: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss, outputs = found
         self._require_number("loss", float(loss.detach()), self.samples)
@@ -118,26 +123,25 @@ class SkipTrainer(Trainer):
             self._tell_apart(logits.detach(), labels, self._skipped)
         return (loss, outputs) if return_outputs else loss
 
-    def _chunked_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        assert self.head is not None
-        with self.accelerator.autocast():  # the model's own ends with its forward pass
-            return self.head.token_losses(hidden, labels)
-
     def _logs_this_step(self) -> bool:
         every = self.state.logging_steps
         return self.args.logging_strategy == "steps" and (self.state.global_step + 1) % every == 0
 
-    def _tell_apart(self, logits: Tensor, labels: Tensor, skipped: Tensor) -> None:
-        """Add up the losses of the tokens of natural and of skipped samples."""
+    def _tell_apart(self, found: Tensor, labels: Tensor, skipped: Tensor) -> None:
+        """Add up the losses of the tokens of natural and of skipped samples.
+
+        Args:
+            found: logits, or with a chunked head the losses themselves.
+            labels: not shifted.
+            skipped: whether each token's sample skips.
+        """
         for part in (labels[:, 1:] != IGNORE_INDEX).nonzero().split(_TOKENS_AT_ONCE):
             rows, places = part.unbind(1)
-            found = logits[rows, places]
-            if self.head is not None:
-                with torch.no_grad(), self.accelerator.autocast():
-                    found = self.head.apply(found)
-            losses = torch.nn.functional.cross_entropy(
-                found.float(), labels[rows, places + 1], reduction="none"
-            )
+            losses = found[rows, places]
+            if self.head is None:
+                losses = torch.nn.functional.cross_entropy(
+                    losses.float(), labels[rows, places + 1], reduction="none"
+                )
             of_skipped = skipped[rows, places]
             for name, which in (("natural", ~of_skipped), ("skipped", of_skipped)):
                 total, count = self._losses.get(name, (0.0, 0))
@@ -175,11 +179,17 @@ class SkipTrainer(Trainer):
     def _prepare_inputs(self, inputs: Any) -> Any:
         batch = cast(Batch, super()._prepare_inputs(inputs))
         self.samples = cast(Any, batch).pop("samples", ())
+        width = batch["input_ids"].shape[1]
+        row_tokens = cast(Any, batch).pop("row_tokens", width)
+        self.counts.max_row_tokens = max(self.counts.max_row_tokens, row_tokens)
         self.row_shape = tuple(batch["input_ids"].shape)
         self._skipped = skipped_tokens(batch["position_ids"], batch.get("sample_ids"))
         self._count(batch)
-        dtype = next(cast(Any, self.model).parameters()).dtype
-        seen = visibility(batch, implementation_of(self.model), dtype)
+        weights = next(cast(Any, self.model).parameters()).dtype
+        implementation = implementation_of(self.model)
+        autocast = _AUTOCAST.get(self.accelerator.mixed_precision)
+        dtype = mask_dtype(implementation, weights, autocast)
+        seen = visibility(batch, implementation, dtype)
         batch.pop("attention_mask", None)
         return {**batch, **seen}
 
@@ -196,7 +206,6 @@ class SkipTrainer(Trainer):
         self.counts.num_sequences += num_sequences
         self.counts.tokens += int(seen.sum())
         self.counts.trained_tokens += int((batch["labels"] != IGNORE_INDEX).sum())
-        self.counts.max_row_tokens = max(self.counts.max_row_tokens, batch["input_ids"].shape[1])
 
     def totals(self) -> Counts:
         """Return what all processes together have fed to the model; all of them have to ask."""
@@ -262,6 +271,11 @@ class SkipTrainer(Trainer):
                     f"the weight {name} is no longer a number after step "
                     f"{self.state.global_step}; lower trainer.learning_rate - it is not saved"
                 )
+
+
+def _as_they_are(losses: Tensor, _: Tensor) -> Tensor:
+    """Return what a chunked head gives in place of logits: the losses."""
+    return losses
 
 
 def skipped_tokens(

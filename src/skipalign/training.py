@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
+from skipalign.adapters import refuse_virtual_tokens
 from skipalign.batch import Collator, PackCollator
 from skipalign.bias_attention import biased_keys
 from skipalign.borders import takes_borders
@@ -230,6 +231,7 @@ def _engine(
         logit_scale=collator.logit_scale,
         longest=int(examples.lengths.max()),
     )
+    refuse_virtual_tokens(model)
     refuse_engine(args)
     _refuse_smoothing(args, packing)
     refuse_here(model, args, collator, packing, int(examples.lengths.max()))
@@ -345,10 +347,10 @@ def _chunked_head(engine: SkipTrainer) -> ChunkedHead:
                 f"trainer.{key} is {value!r}: it computes a loss of its own, and so does "
                 "chunked_loss; leave one of them out"
             )
-    if engine.is_fsdp_enabled or engine.is_deepspeed_enabled:
+    if engine.is_deepspeed_enabled:
         raise RecipeError(
-            "chunked_loss with FSDP or DeepSpeed: it applies the model's head outside the forward "
-            "pass, where its weights need not be whole; leave it out, use DDP, or on GPUs "
+            "chunked_loss with DeepSpeed: it computes the head again in the backward pass, where "
+            "ZeRO may hold no weights of it; leave it out, use DDP or FSDP2, or on GPUs "
             "trainer.use_liger_kernel"
         )
     return ChunkedHead(engine.model)
