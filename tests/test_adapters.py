@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -366,3 +367,15 @@ def test_virtual_tokens_are_refused_with_the_reason(tmp_path: Path, name: str):
     with pytest.raises(RecipeError, match="did you mean 'lora'"):
         load(path)
     assert Contiguous
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_a_model_with_virtual_tokens_is_not_trained(
+    bases: dict[bool, Path], data: ExampleFile, tmp_path: Path, kind: str
+):
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = peft.get_peft_model(load_model(str(bases[False])), config)
+    options = {"strategies": {"chats": SkipAlign(max_position=64)}, "trainer": TRAINER}
+    with pytest.raises(ModelError, match="the model's adapter learns virtual tokens"):
+        train(model, load_tokenizer(str(bases[False])), data, tmp_path, **options)
+    assert not (tmp_path / "probe.json").exists()

@@ -129,12 +129,42 @@ def test_one_process_is_its_own_first():
         _require_as_many(2, Path("checkpoint-2"))
 
 
-# ------------------------------------------------------------------------------- two processes
+# ------------------------------------------------------------------------------- through train()
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            RunError,
+            "FSDP2 is asked for and one process is in force",
+        ),
+        ({"PARALLELISM_CONFIG_SP_SIZE": "2"}, RecipeError, "takes every skip for a document"),
+    ],
+)
+def test_a_training_asks_which_engine_is_in_force_before_its_first_step(
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, str],
+    error: type[Exception],
+    message: str,
+):
+    data = make_data(tmp_path, base, 8)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(error, match=message):
+        train(base, data, tmp_path / "run", "plain", accumulation=1)
+    assert not (tmp_path / "run/plain/loss.jsonl").exists()
+
+
+# ------------------------------------------------------------------------------- two processes
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +253,9 @@ def test_a_sharded_model_has_the_losses_of_the_whole_one(two: tuple[Path, Path],
     found = [json.loads((two[1] / f"found-{rank}.json").read_text()) for rank in (0, 1)]
     for each in found:
         assert each["engine"] == FSDP
-        assert each["loss"] == pytest.approx(each["expected"], rel=1e-5)
+        assert each["losses"] == pytest.approx([each["expected"]] * 2, rel=1e-5)
         assert each["gradients_change"] < 1e-5 * each["largest_gradient"]
-    assert found[0]["loss"] != found[1]["loss"]
+    assert found[0]["losses"] != found[1]["losses"]
     assert found[0]["tokens"] == found[1]["tokens"] > 0
     assert [each["nan_found"] for each in found] == [False, True]
     whole = load_file(base / "model.safetensors")

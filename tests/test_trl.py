@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +13,14 @@ trl = pytest.importorskip("trl", reason="needs TRL: pip install 'skipalign[trl]'
 datasets = pytest.importorskip("datasets")
 
 from skipalign.encoding import IGNORE_INDEX  # noqa: E402
-from skipalign.errors import RecipeError, VisibilityError  # noqa: E402
+from skipalign.errors import ModelError, RecipeError, VisibilityError  # noqa: E402
 from skipalign.example_file import ExampleFile  # noqa: E402
 from skipalign.files import read_json, read_json_lines  # noqa: E402
-from skipalign.integrations.trl import SkipDPOTrainer, SkipSFTTrainer  # noqa: E402
+from skipalign.integrations.trl import (  # noqa: E402
+    SkipDPOTrainer,
+    SkipSFTTrainer,
+    _refuse_shards,
+)
 from skipalign.model import load_model, load_tokenizer  # noqa: E402
 from skipalign.positions import SkipAlign  # noqa: E402
 from skipalign.prepare import Source, prepare  # noqa: E402
@@ -296,6 +301,22 @@ def test_other_collators_formatters_streams_and_unread_columns_are_refused(
         sft(None, base, rows.to_iterable_dataset(), tmp_path)
     with pytest.raises(RecipeError, match="has the column 'tools'"):
         sft(None, base, rows.add_column("tools", ["[]"] * len(rows)), tmp_path)
+
+
+def test_virtual_tokens_and_sharded_sequences_are_refused(base: str, rows: Any, tmp_path: Path):
+    peft = pytest.importorskip("peft")
+    prompt = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    args = trl.SFTConfig(str(tmp_path), **TRL)
+    with pytest.raises(RecipeError, match="peft_config learns virtual tokens"):
+        SkipSFTTrainer(None, args, train_dataset=rows, strategy=SKIPS, peft_config=prompt)
+    wrapped = peft.get_peft_model(load_model(base), prompt)
+    with pytest.raises(ModelError, match="the model's adapter learns virtual tokens"):
+        sft(wrapped, base, rows, tmp_path)
+    for how in ("cp_enabled", "sp_enabled"):
+        config = {"cp_enabled": False, "sp_enabled": False, how: True}
+        accelerator = SimpleNamespace(parallelism_config=SimpleNamespace(**config))
+        with pytest.raises(RecipeError, match="drops the attention mask and cuts at skips"):
+            _refuse_shards(SimpleNamespace(accelerator=accelerator))  # type: ignore[arg-type]
 
 
 def test_a_model_that_loses_the_mask_is_stopped_before_step_1(

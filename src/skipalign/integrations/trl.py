@@ -23,6 +23,7 @@ import numpy as np
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
 
+from skipalign.adapters import VIRTUAL_TOKENS, learns_prompt, refuse_virtual_tokens
 from skipalign.batch import Collator
 from skipalign.errors import ModelError, RecipeError
 from skipalign.example_file import ExampleFile
@@ -107,6 +108,7 @@ class _SkipTrainer(Trainer):
     def _feed(self, train_rows: Any, eval_rows: Any, strategy: Strategy) -> None:
         """Take the rows in place of those that TRL was shown, and check the model."""
         _refuse_shards(self)
+        refuse_virtual_tokens(self.model)
         max_position = getattr(strategy, "max_position", 0)
         if max_position:
             config = cast(Any, self.model).config
@@ -331,6 +333,8 @@ def _refuse(args: Any, others: Mapping[str, Any], rows: Any) -> None:
     for name, reason in REFUSED.items():
         if given.get(name):
             raise RecipeError(f"{name} is {given[name]!r}: {reason}; leave {name} out")
+    if learns_prompt(others.get("peft_config")):
+        raise RecipeError(f"peft_config {VIRTUAL_TOKENS}; give a LoraConfig, or none")
     if not isinstance(rows, datasets.Dataset):
         raise RecipeError(
             f"train_dataset is a {type(rows).__name__}; a datasets.Dataset is required, for order "
