@@ -221,11 +221,19 @@ def test_every_role_has_its_colour():
     assert len(set(STYLES.values())) == len(ROLES)
 
 
-def test_a_sample_that_does_not_skip_says_so(tmp_path: Path):
+def test_a_sample_that_does_not_skip_says_so_and_when_it_does(tmp_path: Path):
     rarely = SkipAlign(max_position=16384, skip_fraction=0.001)
-    assert "no skip in this epoch (skip_fraction 0.001)" in printed(
-        sample(tmp_path, strategy=rarely)
-    )
+    told = " ".join(printed(sample(tmp_path, strategy=rarely)).split())
+    assert "no skip in this epoch (skip_fraction 0.001); it has none in epochs 0 to 19" in told
+    half = SkipAlign(max_position=16384, skip_fraction=0.5)
+    named: set[int] = set()
+    for seed in range(6):
+        drawn = [sample(tmp_path, strategy=half, seed=seed, epoch=epoch) for epoch in range(6)]
+        skips = [epoch for epoch, each in enumerate(drawn) if each.skips]
+        named |= {skips[0]}
+        for each in drawn:
+            assert (f"try --epoch {skips[0]}" in printed(each)) == (not each.skips)
+    assert len(named) > 1
     assert "no skip in" not in printed(sample(tmp_path, strategy=Contiguous()))
 
 

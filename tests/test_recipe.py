@@ -282,7 +282,7 @@ def test_the_resolved_recipe_of_a_grid_reads_as_the_same_trainings(extra: str):
 @pytest.mark.parametrize(
     ("change", "start"),
     [
-        ("grid.strategy.skip_fraction=[]", "own.yaml: grid.strategy.skip_fraction: is a list"),
+        ("grid.strategy.skip_fraction=[]", "own.yaml: grid.strategy.skip_fraction: holds 0"),
         ("grid.strategy.skip_fraction=0.5", "own.yaml: grid.strategy.skip_fraction: is 0.5"),
         (
             "grid.strategy.law=[x]",
@@ -339,6 +339,11 @@ def test_the_bases_of_the_seeds_are_looked_up_like_other_paths(elsewhere: Path):
     assert paths == ["own-3", "own-4"]
 
 
+def test_data_in_place_of_a_recipe_is_told_what_writes_one():
+    with pytest.raises(RecipeError, match="a data file; .*skipalign init MODEL chats.jsonl writes"):
+        load(write("{}\n{}\n", "chats.jsonl"))
+
+
 def test_the_name_of_the_run_comes_from_the_file():
     assert load(write(ONE, "My recipe, v2.yaml")).name == "My-recipe-v2"
     assert load(write(ONE + "name: given\n")).name == "given"
@@ -348,7 +353,9 @@ def test_the_name_of_the_run_comes_from_the_file():
     ("change", "start"),
     [
         ("stratgy=pose", "own.yaml: stratgy: no such key; did you mean 'strategy'?"),
+        ("max_steps=5", "own.yaml: max_steps: no such key; it stands below trainer: trainer.max"),
         ("name=../up", "own.yaml: name: is '../up'"),
+        ("seeds=[]", "own.yaml: seeds: holds 0; at least 1 is required"),
         ("name=a/b", "own.yaml: name"),
         ("seeds=[1,1]", "own.yaml: seeds: [1, 1] has one twice"),
         ("evaluation.needle.lengths=[a]", "own.yaml: evaluation.needle.lengths.0: is 'a'"),
@@ -378,7 +385,7 @@ def test_mistakes_are_named_with_file_and_key_path(change: str, start: str):
         ("methods={a.: {}}", "own.yaml: methods: 'a.'"),
         ("methods.a/b={}", "own.yaml: methods: 'a/b'"),
         ("methods.normal.seeds=[1]", "own.yaml: methods.normal.seeds: is one for all"),
-        ("methods={}", "own.yaml: methods: is a mapping"),
+        ("methods={}", "own.yaml: methods: holds 0"),
         ("methods.normal=3", "own.yaml: methods.normal: is 3"),
         ("seed=3", "own.yaml: both seed and seeds"),
     ],

@@ -70,6 +70,22 @@ def test_attention_is_what_transformers_takes():
     assert {each.base.attn_implementation for each in written(found).trainings()} == {"eager"}
 
 
+def test_no_prompt_is_made_as_long_as_what_is_to_be_reached(monkeypatch: pytest.MonkeyPatch):
+    """A slip of max_position must not lay out a text of as many tokens."""
+    made_lengths: list[int] = []
+    make = starter.PromptMaker.make
+    monkeypatch.setattr(
+        starter.PromptMaker,
+        "make",
+        lambda maker, length, *given: made_lengths.append(length) or make(maker, length, *given),
+    )
+    found = starter.start("tiny", ["chats.jsonl"], max_position=2**31 - 1)
+    assert found.choices.lengths[-1] == 2**31 - 1
+    assert max(made_lengths) < 1000
+    with pytest.raises(RecipeError, match="max_position is .*must be at most 2,147,483,647"):
+        starter.start("tiny", ["chats.jsonl"], max_position=10**11)
+
+
 def test_the_tiny_base_is_asked_what_it_knows():
     found = starter.start("tiny", ["chats.jsonl"], max_position=4096)
     (training,) = written(found).trainings()

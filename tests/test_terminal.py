@@ -1,11 +1,13 @@
 """What reaches a terminal is harmless, and goes where it belongs."""
 
 import json
+import os
 
 import pytest
 
 from skipalign.progress import Silent, Terminal
 from skipalign.terminal import (
+    hush,
     last_line,
     print_accounting,
     print_cells,
@@ -14,6 +16,14 @@ from skipalign.terminal import (
     progress_for,
     say,
 )
+
+
+def test_no_library_tells_its_warnings_unless_asked(monkeypatch: pytest.MonkeyPatch):
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    hush(verbose=False)
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == os.environ["HF_HUB_VERBOSITY"] == "error"
 
 
 def test_errors_are_one_harmless_line_on_stderr(capsys: pytest.CaptureFixture[str]):

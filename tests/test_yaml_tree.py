@@ -35,8 +35,14 @@ def test_numbers_with_an_exponent_are_numbers(text: str):
 @pytest.mark.parametrize("text", ["a: 1\na: 2", "x: {a: 1, b: 2, a: 3}", "a: 1\n'a': 2"])
 def test_a_key_that_stands_twice_is_refused_with_its_line(text: str):
     message = refused("\n" + text)
-    assert "'a' stands twice" in message
+    assert message.endswith("'a' stands twice; remove one")
     assert f"line {3 if 'x:' not in text else 2}" in message
+
+
+def test_a_tab_is_told_its_cure():
+    message = refused("a:\n\tb: 1")
+    assert message.startswith("r.yaml line 2: found character '\\t'")
+    assert message.endswith("; indent with spaces")
 
 
 def test_a_merged_key_may_be_given_again():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from skipalign.encoding import Segment
+from skipalign.positions import sample_rng
 from skipalign.sample import Sample, figures, text_of
 from skipalign.visible import visible
 
@@ -40,6 +41,7 @@ NOTES = {
 _WIDTH = 100  # columns at most
 _HEAD, _TAIL = 100, 50  # tokens shown of a long message
 _FIRST, _LAST = 9, 4  # messages shown of a long conversation
+_EPOCHS_TRIED = 20
 
 
 class _Marks(NamedTuple):
@@ -284,7 +286,7 @@ def notes(sample: Sample) -> list[str]:
     found: list[str] = []
     fraction = getattr(sample.strategy, "skip_fraction", 0.0)
     if not sample.skips and fraction:
-        found.append(f"no skip in this epoch (skip_fraction {fraction}); try --epoch 1")
+        found.append(f"no skip in this epoch (skip_fraction {fraction}); {_where_it_skips(sample)}")
     found += [NOTES.get(name, name + ": {n}").format(n=n) for name, n in sample.notes.items()]
     if sample.num_skipped_rows:
         found.append(
@@ -292,6 +294,15 @@ def notes(sample: Sample) -> list[str]:
             "`skipalign prepare` says why"
         )
     return found
+
+
+def _where_it_skips(sample: Sample) -> str:
+    """Say in which epoch the sample skips; positions are drawn as training will."""
+    for epoch in range(_EPOCHS_TRIED):
+        rng = sample_rng(sample.seed, epoch, sample.example.id)
+        if (np.diff(sample.strategy.positions(sample.example, rng)) > 1).any():
+            return f"try --epoch {epoch}"
+    return f"it has none in epochs 0 to {_EPOCHS_TRIED - 1}; look at another (--index)"
 
 
 def _count(number: int) -> str:

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from skipalign.study import Training
 
 _LARGEST = 2**17  # bytes of a recipe: YAML of a MB is read for half a minute
+_DATA_SUFFIXES = {".jsonl", ".ndjson", ".csv", ".parquet", ".gz"}
 _METHOD_NAME = re.compile("[a-z0-9]([a-z0-9.-]*[a-z0-9-])?")
 _LONGEST_NAME = 100  # file systems take 255 bytes
 _RUN_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -205,6 +206,11 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = _recipe_file(source)
     where = str(source)
+    if path.suffix in _DATA_SUFFIXES:
+        raise RecipeError(
+            f"{where}: a data file; a recipe in YAML is required - skipalign init MODEL {where} "
+            "writes one"
+        )
     tree = read_yaml(_text_of(path, where), where)
     if not isinstance(tree, dict):
         raise RecipeError(f"{where}: holds {shown(tree)}; a recipe is a mapping, as in base: tiny")
@@ -232,7 +238,10 @@ def _recipe(tree: dict[str, Any], where: str) -> Recipe:
     known = {**Shared.model_fields, **Settings.model_fields}
     for key in tree:
         if key not in known:
-            raise RecipeError(f"{where}: {shown_key(key)}: {unknown_key(str(key), known)}")
+            found = unknown_key(str(key), known)
+            if str(key) in _trainer_keys():
+                found = f"no such key; it stands below trainer: trainer.{key}"
+            raise RecipeError(f"{where}: {shown_key(key)}: {found}")
     own = {key: value for key, value in tree.items() if key in Settings.model_fields}
     rest = {key: value for key, value in tree.items() if key not in own}
     shared: Shared = read(Shared, rest, where)
@@ -345,9 +354,9 @@ def _name_of(settings: Settings) -> str:
 
 def _check_trainer(trainer: Mapping[str, Any], where: str) -> None:
     """Refuse the keys of `trainer:` that cannot be passed on; training checks the values."""
-    from skipalign.training import OWNED, TrainingArguments
+    from skipalign.training import OWNED
 
-    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    known = _trainer_keys()
     for key in trainer:
         if key in OWNED:
             raise RecipeError(f"{where}.{key}: not yours to set, {OWNED[key]}; remove the line")
@@ -357,6 +366,13 @@ def _check_trainer(trainer: Mapping[str, Any], where: str) -> None:
                 f"{where}.{key}: transformers' TrainingArguments has no such key; {nearest}"
                 "its documentation lists them"
             )
+
+
+def _trainer_keys() -> list[str]:
+    """Return the keys of transformers' TrainingArguments."""
+    from skipalign.training import TrainingArguments
+
+    return [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
 
 
 # ------------------------------------------------------------------------------- paths

@@ -333,6 +333,8 @@ def _problem(error: ErrorDetails) -> str:
             return f"does not say which it is; give its {context['discriminator'].strip(chr(39))}"
         case "value_error":
             return str(context["error"])
+        case "too_short":
+            return f"holds {context['actual_length']}; at least {context['min_length']} is required"
         case _:
             required = error["msg"].replace("Input should", "it should")
             required = required.replace("dictionary", "mapping").replace("tuple", "list")

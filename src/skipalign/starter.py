@@ -7,13 +7,15 @@ is kept. The recipe passes the checks of `run --dry-run`, or is never written.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
+from itertools import dropwhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from skipalign import budget, plan, recipe, tiny
+from skipalign import budget, plan, recipe
 from skipalign.commented import (
     BYTES_A_WEIGHT,
     Choices,
@@ -79,7 +81,7 @@ def start(
     device, facts = look_at_device(gpu), look_at_model(model)
     reach = max_position or _reach(facts)
     refuse_model(model, reach)
-    tokenizer = load_tokenizer(tiny.tokenizer_of(model))
+    tokenizer = load_tokenizer(model)
     surveys = [Survey(each, tokenizer, seed=seed, progress=progress) for each in data]
     rows_found = [each.facts for each in surveys]
     max_tokens = _max_tokens(rows_found, min(facts.window, reach))
@@ -156,25 +158,27 @@ def _prompts(
 ) -> tuple[tuple[int, ...], int]:
     """Return lengths from within the window to the target, each half of the next; and a short one.
 
-    Those are left out that hold no needle in the model's tokens.
+    Those are left out that hold no needle in the model's tokens; none is made that is longer than
+    the first that does.
     """
     found = [reach]
     while found[-1] // 2 >= min(model.window, reach // 8):
         found.append(found[-1] // 2)
     settings = NeedleSettings(lengths=(reach,), **asked(model))
     maker = PromptMaker(tokenizer, settings)
-    lengths = tuple(each for each in reversed(found) if _holds_a_needle(maker, settings, each))
-    short = max_tokens if _holds_a_needle(maker, settings, max_tokens) else reach
+    too_short = partial(_holds_no_needle, maker, settings)
+    lengths = tuple(dropwhile(too_short, reversed(found)))
+    short = reach if too_short(max_tokens) else max_tokens
     return lengths, min(short, *lengths[:1], reach)
 
 
-def _holds_a_needle(maker: PromptMaker, settings: NeedleSettings, length: int) -> bool:
+def _holds_no_needle(maker: PromptMaker, settings: NeedleSettings, length: int) -> bool:
     rng = np.random.default_rng(0)
     try:
         maker.make(length, 0.5, settings.draw(rng, length), rng)
     except RecipeError:
-        return False
-    return True
+        return True
+    return False
 
 
 # ------------------------------------------------------------------------------- what fits

@@ -118,7 +118,10 @@ def read_yaml(text: bytes, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{where}{line}: {error.problem or error.context}; mend it") from None
+        found = str(error.problem or error.context)
+        cure = "indent with spaces" if "'\\t'" in found else "mend it"
+        cure = "" if "; " in found else f"; {cure}"
+        raise RecipeError(f"{where}{line}: {found}{cure}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         found = " ".join(str(error).split())[:200]
         raise RecipeError(f"{where}: not YAML in UTF-8 ({found}); mend it") from None
