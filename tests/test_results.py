@@ -73,10 +73,14 @@ def test_method_and_seed_are_read_from_the_path_where_training_json_is_absent(tm
 # ---------------------------------------------------------------------------------- unreadable
 
 
-@pytest.mark.parametrize("name", ["absent", "empty"])
-def test_a_folder_that_is_no_run_is_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("absent", "no such folder"), ("empty", "no run folder"), ("file", "a file, no folder")],
+)
+def test_a_folder_that_is_no_run_is_refused(tmp_path, name, found):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RunError, match=f"{name}: no (such|run) folder.* give a"):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=f"{name}: {found}.* give a"):
         read_run(tmp_path / name)
 
 

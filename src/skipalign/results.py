@@ -143,7 +143,8 @@ def read_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder; give a run folder, as `skipalign run` makes it")
+        found = "a file, no folder" if folder.exists() else "no such folder"
+        raise RunError(f"{folder}: {found}; give a run folder, as `skipalign run` makes it")
     nested = sorted(path for path in folder.glob("*/seed-*") if path.is_dir())
     flat = [folder] if not nested and _holds_training(folder) else []
     if not nested and not flat and not (folder / "recipe.yaml").is_file():
