@@ -19,7 +19,7 @@ from skipalign import distribution
 from skipalign.distribution import DDP, DEEPSPEED, FSDP, FSDP1, ONE
 from skipalign.errors import RecipeError, RunError
 from skipalign.files import read_json, read_json_lines
-from skipalign.training import _require_as_many
+from skipalign.training import _require_as_many, training_arguments
 from test_training import data_folder, make_base, make_data
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +103,25 @@ def test_the_engine_asked_for_is_read_from_launcher_and_recipe(
         distribution.require_engine(plain, torch.nn.Linear(1, 1))
     with pytest.raises(RunError, match="in shards; delete checkpoint-3"):
         distribution.require_whole(plain, Path("checkpoint-3"))
+
+
+def test_the_shipped_config_and_a_recipe_may_both_ask_for_checkpointing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """transformers takes it from one of the two only; FSDP's own gathers weights once less."""
+    trainer = {"activation_checkpointing": True, "use_cpu": True}
+
+    def asked_of_the_trainer() -> bool:
+        return training_arguments(trainer, output_dir=tmp_path, seed=0).activation_checkpointing
+
+    assert asked_of_the_trainer()
+    config = load_config_from_file(str(CONFIGS / "fsdp2.yaml")).fsdp_config
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", str(config["fsdp_version"]))
+    assert asked_of_the_trainer()
+    name = "FSDP_ACTIVATION_CHECKPOINTING"  # as accelerate launch hands it on
+    monkeypatch.setenv(name, str(config[name.lower()]).lower())
+    assert not asked_of_the_trainer()
 
 
 def test_engines_that_cut_batches_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -116,6 +116,23 @@ def test_a_recipe_costs_what_it_says(name: str):
     assert f"{found['methods'][0]['window']:,}" in text or name == STAGES[1]
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_recipe_says_how_it_is_run_with_the_same_steps_on_many_gpus(name: str):
+    text = (RECIPES / f"{name}.yaml").read_text()
+    assert f"#     skipalign run {name} " in text
+    several = re.search(r"--num_processes (\d+) .*?-m skipalign train (.*?) # one arm", text, re.S)
+    assert (several is None) == (name == "qwen3-0.6b"), "which is for one small GPU"
+    if several is None:
+        return
+    named, *words = several[2].replace("\\\n#", "").split()
+    changed = [word for word in words if "=" in word]
+    (method,) = (each for each in load(name, changed).trainings() if each.method in words)
+    (alone,) = (each for each in load(name).trainings() if each.method == method.method)
+    assert (named, method.method) == (name, "skipalign")
+    rows = int(several[1]) * method.trainer["gradient_accumulation_steps"]
+    assert rows == alone.trainer["gradient_accumulation_steps"]
+
+
 def test_skipalign_trains_in_the_shape_of_a_real_model(folder: Path):
     base = shrunken("qwen3-0.6b", folder / "base")
     found = train("qwen3-0.6b", base, ("skipalign", "skipalign-lora"))

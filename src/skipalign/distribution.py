@@ -122,6 +122,11 @@ def asked(args: TrainingArguments) -> str:
     return DDP if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ONE
 
 
+def engine_checkpoints() -> bool:
+    """Tell whether the launcher's config lets FSDP compute layers again in the backward pass."""
+    return _is_set("ACCELERATE_USE_FSDP") and _is_set("FSDP_ACTIVATION_CHECKPOINTING")
+
+
 def _is_set(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("true", "1")
 

@@ -33,6 +33,7 @@ from skipalign.borders import takes_borders
 from skipalign.checkpoints import Counts, counts_at, keep_losses_until, newest_checkpoint
 from skipalign.chunked_loss import ChunkedHead
 from skipalign.distribution import (
+    engine_checkpoints,
     is_first,
     largest,
     num_processes,
@@ -114,6 +115,8 @@ def training_arguments(trainer: Mapping[str, Any], *, output_dir: Path, seed: in
                 "documentation for the names"
             )
     values = {**DEFAULTS, **trainer}
+    if engine_checkpoints():  # the Trainer takes it from one of the two only
+        values = {**values, "activation_checkpointing": False}
     try:
         return TrainingArguments(
             **values,
