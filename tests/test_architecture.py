@@ -23,7 +23,7 @@ errors files visible progress
 rowcount readers conversation tokens template encoding example_file prepare
 laws cuts positions key_bias coverage rope packing costs logit_scale
 visits batch bias_attention borders adapters model shapes probe checkpoints
-distribution layout chunked_loss engine training
+distribution layout chunked_loss arguments engine training
 rows preference
 generation reuse http_post remote vllm_engine tiny
 evaluation.metrics evaluation evaluation.haystack evaluation.records evaluation.prompts

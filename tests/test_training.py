@@ -32,7 +32,7 @@ from skipalign.packing import Packing
 from skipalign.positions import Contiguous, PoSE, SkipAlign
 from skipalign.prepare import Source, prepare
 from skipalign.rope import Ntk
-from skipalign.training import train, training_arguments
+from skipalign.training import train
 
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", ".", "?"]
 TEMPLATE = (
@@ -500,15 +500,6 @@ def test_kills_at_random_moments_never_lose_a_run(
     fit(base, data, tmp_path, seed=4)
     expected, found = weights(whole), weights(tmp_path)
     assert all(torch.equal(expected[part], found[part]) for part in expected)
-
-
-def test_keys_that_the_run_owns_are_refused_with_the_reason(tmp_path: Path):
-    with pytest.raises(RecipeError, match=r"trainer\.output_dir: not yours to set"):
-        training_arguments({"output_dir": "x"}, output_dir=tmp_path, seed=0)
-    with pytest.raises(RecipeError, match=r"trainer\.learning_rat: .* no such key"):
-        training_arguments({"learning_rat": 1.0}, output_dir=tmp_path, seed=0)
-    with pytest.raises(RecipeError, match="trainer: "):
-        training_arguments({"lr_scheduler_type": "cubic"}, output_dir=tmp_path, seed=0)
 
 
 def test_key_bias_is_refused_where_it_is_not_known_to_arrive(

@@ -39,7 +39,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skipalign import grid, tiny
+from skipalign import arguments, grid, tiny
 from skipalign.errors import RecipeError
 from skipalign.gate import Gate
 from skipalign.schema import Settings, Shared, did_you_mean, plain, read, unknown_key
@@ -159,7 +159,7 @@ class Recipe:
 
         settings = self.methods[method]
         inside = f"methods.{method}." if self.several else ""
-        _check_trainer(settings.trainer, f"{self.where}: {inside}trainer")
+        arguments.check(settings.trainer, f"{self.where}: {inside}trainer")
         return study.Training(
             method=method,
             seed=seed,
@@ -239,7 +239,7 @@ def _recipe(tree: dict[str, Any], where: str) -> Recipe:
     for key in tree:
         if key not in known:
             found = unknown_key(str(key), known)
-            if str(key) in _trainer_keys():
+            if str(key) in arguments.types_by_key():
                 found = f"no such key; it stands below trainer: trainer.{key}"
             raise RecipeError(f"{where}: {shown_key(key)}: {found}")
     own = {key: value for key, value in tree.items() if key in Settings.model_fields}
@@ -350,29 +350,6 @@ def _name_of(settings: Settings) -> str:
     added = {"bias": settings.key_bias, "packed": settings.packing, "scaled": settings.logit_scale}
     words += [word for word, value in added.items() if value is not None]
     return "-".join(words + ([settings.adapter.type] if settings.adapter else []))
-
-
-def _check_trainer(trainer: Mapping[str, Any], where: str) -> None:
-    """Refuse the keys of `trainer:` that cannot be passed on; training checks the values."""
-    from skipalign.training import OWNED
-
-    known = _trainer_keys()
-    for key in trainer:
-        if key in OWNED:
-            raise RecipeError(f"{where}.{key}: not yours to set, {OWNED[key]}; remove the line")
-        if key not in known:
-            nearest = did_you_mean(key, [name for name in known if name not in OWNED])
-            raise RecipeError(
-                f"{where}.{key}: transformers' TrainingArguments has no such key; {nearest}"
-                "its documentation lists them"
-            )
-
-
-def _trainer_keys() -> list[str]:
-    """Return the keys of transformers' TrainingArguments."""
-    from skipalign.training import TrainingArguments
-
-    return [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
 
 
 # ------------------------------------------------------------------------------- paths

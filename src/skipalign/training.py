@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -27,13 +27,13 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from skipalign.adapters import refuse_virtual_tokens
+from skipalign.arguments import training_arguments
 from skipalign.batch import Collator, PackCollator
 from skipalign.bias_attention import biased_keys
 from skipalign.borders import takes_borders
 from skipalign.checkpoints import Counts, counts_at, keep_losses_until, newest_checkpoint
 from skipalign.chunked_loss import ChunkedHead
 from skipalign.distribution import (
-    engine_checkpoints,
     is_first,
     largest,
     num_processes,
@@ -56,33 +56,6 @@ from skipalign.probe import probe, require
 from skipalign.progress import Bar, Progress, Silent
 from skipalign.visits import PackDataset, PackSampler, VisitDataset, VisitSampler
 
-# What the run itself decides, with the reason that a recipe is told.
-OWNED = {
-    "output_dir": "the run folder decides it",
-    "seed": "the recipe's own `seed` decides it",
-    "data_seed": "the recipe's own `seed` decides it",
-    "remove_unused_columns": "the data set hands whole examples to the collator",
-    "train_sampling_strategy": "the sampler groups by length and carries the epoch",
-    "group_by_length": "the sampler groups by length and carries the epoch",
-    "label_names": "labels come from the collator",
-    "resume_from_checkpoint": "a run resumes by itself from its newest whole checkpoint",
-    "dispatch_batches": "slicing a batch on one process breaks rows and positions",
-    "accelerator_config": "batches are split by the sampler, never sliced",
-    "do_eval": "evaluation is a stage of its own",
-    "eval_strategy": "evaluation is a stage of its own",
-    "load_best_model_at_end": "evaluation is a stage of its own",
-    "disable_tqdm": "skipalign draws its own bar",
-}
-DEFAULTS: dict[str, Any] = {
-    "report_to": "none",
-    "logging_steps": 10,
-    "save_strategy": "steps",
-    "save_steps": 200,
-    "save_total_limit": 2,
-    "lr_scheduler_type": "cosine",
-    "logging_nan_inf_filter": False,  # it would hide a loss of NaN from the one who must stop
-    "dataloader_pin_memory": torch.cuda.is_available(),
-}
 _APART = ("loss_natural", "loss_skipped")
 
 
@@ -97,38 +70,6 @@ class Outcome:
     trained_tokens: int
     max_row_tokens: int
     interrupted: bool
-
-
-def training_arguments(trainer: Mapping[str, Any], *, output_dir: Path, seed: int) -> Any:
-    """Return transformers' TrainingArguments of a recipe's `trainer:` block.
-
-    Raises:
-        RecipeError: a key that the run owns, an unknown key, or a value that is refused.
-    """
-    known = {field.name for field in fields(TrainingArguments) if field.init}
-    for key in trainer:
-        if key in OWNED:
-            raise RecipeError(f"trainer.{key}: not yours to set, {OWNED[key]}; remove the line")
-        if key not in known:
-            raise RecipeError(
-                f"trainer.{key}: transformers' TrainingArguments has no such key; see its "
-                "documentation for the names"
-            )
-    values = {**DEFAULTS, **trainer}
-    if engine_checkpoints():  # the Trainer takes it from one of the two only
-        values = {**values, "activation_checkpointing": False}
-    try:
-        return TrainingArguments(
-            **values,
-            output_dir=str(output_dir),
-            seed=seed,
-            data_seed=seed,
-            remove_unused_columns=False,
-            disable_tqdm=True,
-        )
-    except (ValueError, TypeError, ImportError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise RecipeError(f"trainer: {first_line}; change that value in the recipe") from None
 
 
 def train(

@@ -1,0 +1,133 @@
+"""A recipe's `trainer:` block -> transformers' TrainingArguments, every key and value checked.
+
+TrainingArguments takes most values as they come and fails on them in the middle of a training, or
+not at all; so each is held against the type that it declares before anything is begun.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from functools import cache
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+import torch
+from transformers import TrainingArguments
+
+from skipalign.distribution import engine_checkpoints
+from skipalign.errors import RecipeError
+
+# What the run itself decides, with the reason that a recipe is told.
+OWNED = {
+    "output_dir": "the run folder decides it",
+    "seed": "the recipe's own `seed` decides it",
+    "data_seed": "the recipe's own `seed` decides it",
+    "remove_unused_columns": "the data set hands whole examples to the collator",
+    "train_sampling_strategy": "the sampler groups by length and carries the epoch",
+    "group_by_length": "the sampler groups by length and carries the epoch",
+    "label_names": "labels come from the collator",
+    "resume_from_checkpoint": "a run resumes by itself from its newest whole checkpoint",
+    "dispatch_batches": "slicing a batch on one process breaks rows and positions",
+    "accelerator_config": "batches are split by the sampler, never sliced",
+    "do_eval": "evaluation is a stage of its own",
+    "eval_strategy": "evaluation is a stage of its own",
+    "load_best_model_at_end": "evaluation is a stage of its own",
+    "disable_tqdm": "skipalign draws its own bar",
+}
+DEFAULTS: dict[str, Any] = {
+    "report_to": "none",
+    "logging_steps": 10,
+    "save_strategy": "steps",
+    "save_steps": 200,
+    "save_total_limit": 2,
+    "lr_scheduler_type": "cosine",
+    "logging_nan_inf_filter": False,  # it would hide a loss of NaN from the one who must stop
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+# What less would fail in the middle of a training, or undo it.
+_LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "num_train_epochs"), 0),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"), 0),
+    **dict.fromkeys(("logging_steps", "save_steps", "dataloader_num_workers"), 0),
+}
+
+
+def training_arguments(trainer: Mapping[str, Any], *, output_dir: Path, seed: int) -> Any:
+    """Return transformers' TrainingArguments of a recipe's `trainer:` block.
+
+    Raises:
+        RecipeError: a key that the run owns, an unknown key, or a value that is refused.
+    """
+    check(trainer)
+    values = {**DEFAULTS, **trainer}
+    if engine_checkpoints():  # the Trainer takes it from one of the two only
+        values = {**values, "activation_checkpointing": False}
+    try:
+        return TrainingArguments(
+            **values,
+            output_dir=str(output_dir),
+            seed=seed,
+            data_seed=seed,
+            remove_unused_columns=False,
+            disable_tqdm=True,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise RecipeError(f"trainer: {first_line}; change that value in the recipe") from None
+
+
+def check(trainer: Mapping[str, Any], where: str = "trainer") -> None:
+    """Refuse keys that cannot be passed on, and values of another type or below their range.
+
+    Args:
+        trainer: the block.
+        where: it stands, for messages.
+
+    Raises:
+        RecipeError: as above.
+    """
+    for key, value in trainer.items():
+        if key in OWNED:
+            raise RecipeError(f"{where}.{key}: not yours to set, {OWNED[key]}; remove the line")
+        if key not in types_by_key():
+            near = get_close_matches(
+                key, [name for name in types_by_key() if name not in OWNED], n=1
+            )
+            nearest = f"did you mean {near[0]!r}? " if near else ""
+            raise RecipeError(
+                f"{where}.{key}: transformers' TrainingArguments has no such key; {nearest}"
+                "its documentation lists them"
+            )
+        _check_value(value, types_by_key()[key], f"{where}.{key}")
+        if isinstance(value, Real) and value < _LEAST.get(key, value):
+            raise RecipeError(f"{where}.{key}: is {value}; at least {_LEAST[key]} is required")
+
+
+@cache
+def types_by_key() -> dict[str, tuple[Any, ...]]:
+    """Return the keys of TrainingArguments with the types that each may have."""
+    hints = get_type_hints(TrainingArguments)
+    known = [field.name for field in fields(TrainingArguments) if field.init]
+    return {name: get_args(hints[name]) or (hints[name],) for name in known}
+
+
+def _check_value(value: Any, types: tuple[Any, ...], place: str) -> None:
+    """Refuse a value of another type; where others than plain ones are taken, transformers does."""
+    plain = [each for each in types if each in _WORDS]
+    if len(plain) < len([each for each in types if each is not NoneType]):
+        return
+    if (value is None and NoneType in types) or any(_is_a(value, each) for each in plain):
+        return
+    required = " or ".join(_WORDS[each] for each in plain)
+    raise RecipeError(f"{place}: is {repr(value)[:80]}; {required} is required")
+
+
+def _is_a(value: Any, kind: type[Any]) -> bool:
+    """Tell whether a value is of a plain kind: whole numbers are numbers, true and false none."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, {int: Integral, float: Real}.get(kind, kind))
