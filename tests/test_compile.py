@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from skipalign import tiny
 from skipalign.example_file import ExampleFile
 from skipalign.files import read_json_lines
-from skipalign.key_bias import GapBias, KeyBias
+from skipalign.key_bias import GapBias
 from skipalign.model import load_model, load_tokenizer
 from skipalign.positions import SkipAlign
 from skipalign.prepare import Source, prepare
@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ExampleFile:
     return ExampleFile(folder / "data")
 
 
-def fit(data: ExampleFile, out: Path, key_bias: KeyBias | None, **trainer: Any):
+def fit(data: ExampleFile, out: Path, given: dict[str, Any], **trainer: Any):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     graphs = Graphs()
@@ -59,7 +59,7 @@ def fit(data: ExampleFile, out: Path, key_bias: KeyBias | None, **trainer: Any):
         data,
         out,
         strategies={"chats": strategy},
-        key_bias=key_bias,
+        **given,
         trainer={
             "max_steps": STEPS,
             "per_device_train_batch_size": 4,
@@ -74,19 +74,20 @@ def fit(data: ExampleFile, out: Path, key_bias: KeyBias | None, **trainer: Any):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("key_bias", [None, GapBias()], ids=["no bias", "key bias"])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"key_bias": GapBias()}, {"chunked_loss": True}],
+    ids=["no bias", "key bias", "chunked loss"],
+)
 def test_skips_compile_nothing_anew(
-    data: ExampleFile,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    key_bias: KeyBias | None,
+    data: ExampleFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
 ):
     for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
         monkeypatch.setenv(name, "no")  # transformers sets them; this puts them back
-    plain, none = fit(data, tmp_path / "plain", key_bias)
-    compiled, graphs = fit(data, tmp_path / "compiled", key_bias, torch_compile_backend="aot_eager")
+    plain, none = fit(data, tmp_path / "plain", given)
+    compiled, graphs = fit(data, tmp_path / "compiled", given, torch_compile_backend="aot_eager")
     assert none == [0] * STEPS
     assert compiled == pytest.approx(plain, abs=1e-5)
     # The probe's pass, the first step, and one for rows of any width; then none, though each step
-    # skips elsewhere and its rows are of another length.
+    # skips elsewhere and its rows are of another length. A loss in parts is not compiled.
     assert graphs[2:] == [3] * (STEPS - 2)

@@ -15,7 +15,6 @@ Shape letters: B rows, T tokens, D hidden dimensions, V vocabulary, N trained to
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -49,6 +48,9 @@ class ChunkedHead:
             )
         self.apply: Callable[[Tensor], Tensor] = self.module.forward
         self.tokens_at_once = tokens_at_once or TOKENS_AT_ONCE
+        self._labels: Tensor | None = None
+        # How many tokens are trained is data: compiled, it would be compiled anew for each batch.
+        self._forward: Callable[[Tensor], Tensor] = torch.compiler.disable(self._of_labels)
         self._require_plain_logits(model)
 
     @contextmanager
@@ -58,8 +60,16 @@ class ChunkedHead:
         Args:
             labels: of what the model is given, not shifted.
         """
-        with self._exchanged(partial(self.token_losses, labels=labels)):
-            yield
+        before, self._labels = self._labels, labels
+        try:
+            with self._exchanged(self._forward):
+                yield
+        finally:
+            self._labels = before
+
+    def _of_labels(self, hidden: Float[Tensor, " B T D"]) -> Float[Tensor, " B T-1"]:
+        assert self._labels is not None
+        return self.token_losses(hidden, self._labels)
 
     @contextmanager
     def _exchanged(self, forward: Callable[[Tensor], Tensor]) -> Generator[None]:
