@@ -50,7 +50,7 @@ class ChunkedHead:
         self.tokens_at_once = tokens_at_once or TOKENS_AT_ONCE
         self._labels: Tensor | None = None
         # How many tokens are trained is data: compiled, it would be compiled anew for each batch.
-        self._forward: Callable[[Tensor], Tensor] = torch.compiler.disable(self._of_labels)
+        self._forward: Any = torch.compiler.disable(self._of_labels)
         self._require_plain_logits(model)
 
     @contextmanager
