@@ -11,9 +11,10 @@ In training alone:
     noise-head          normal noise of 1 nat a run of positions, drawn for each head
     noise-layer         for each layer
     noise-head-layer    for each head of each layer; noise-1 has one draw for all of them
-    other-samples       filler keys and values of 7 other samples of the batch are seen as well, the
-                        number of samples with which a row of 128 tokens has the keys of 8 windows
-    repeated-keys       every query sees that many more keys, but repeats of its own filler
+    other-samples       filler keys and values of 7 other samples of the batch are seen as well,
+                        where their positions lie before: 519 at the end of a row, beside 125 of its
+                        own (means of 12 batches); 8 samples in all have the keys of 8 windows
+    repeated-keys       every query sees as many more keys, but they are repeats of its own filler
 
 In training and in evaluation, or with the ending `-inference` in evaluation of `cuts` alone:
 
@@ -33,7 +34,9 @@ evaluation both are the same number, and log-n differs from ssmax only in being 
     python benchmarks/attention_controls.py --only ssmax --seeds 0,1     # one row in a process
     python benchmarks/attention_controls.py trainer.max_steps=3 name=try # keys of the recipe
 
-Finished rows are skipped, others go on where they stopped. The table, from any number of rows:
+Finished rows are skipped, others go on where they stopped. Rows of inference train `cuts` first
+where it is not there. The command without options comes last, so that it is the one the results
+name. The table:
 
     skipalign report runs/attention-controls-tiny --against cuts \\
         --json-out benchmarks/results/attention-controls-tiny.json
@@ -57,6 +60,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
 
 from skipalign import recipe, report, study, tiny
 from skipalign.encoding import Example
@@ -476,6 +480,8 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     given = parser.parse_args()
     hush(verbose=False)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     torch.set_num_threads(1)
     try:
         page = work(given.overrides, given.only, given.seeds, given.runs_dir)
