@@ -142,7 +142,13 @@ def test_skips_at_every_token_fit_the_page(tmp_path: Path):
     assert len(gaps) == len(shown.skips)
 
 
-def test_a_sample_without_skips_says_so(tmp_path: Path):
+def test_skips_are_counted_in_words_and_a_sample_without_one_says_so(tmp_path: Path):
     rarely = SkipAlign(max_position=SKIPS.max_position, skip_fraction=0.001)
     page_of(tmp_path, sample(tmp_path, strategy=rarely))
-    assert "no skip in this epoch" in (tmp_path / "page.html").read_text()
+    told = (tmp_path / "page.html").read_text()
+    assert "no skip in this epoch" in told
+    assert "of 16,384; no skip</p>" in told
+    always = SkipAlign(max_position=SKIPS.max_position, skip_fraction=1.0)
+    for turns, words in ((TURNS[3:], "1 skip leaves out"), (TURNS, "4 skips leave out")):
+        page_of(tmp_path, sample(tmp_path, turns, always))
+        assert re.search(rf"of 16,384; {words} [\d,]+</p>", (tmp_path / "page.html").read_text())

@@ -78,8 +78,7 @@ def _sample(sample: Sample, tokenizer: Any, *, full: bool) -> dict[str, Any]:
         "place": str(sample.place),
         "seen": f"seed {sample.seed}, epoch {sample.epoch}",
         "counts": f"{len(sample.position_ids):,} tokens, {sample.trained.sum():,} trained; "
-        f"positions {first:,} to {last:,} of {sample.max_position:,}; "
-        f"{len(sample.skips):,} skips leave out {sum(sample.skips.values()):,}",
+        f"positions {first:,} to {last:,} of {sample.max_position:,}; {_skips_in_words(sample)}",
         "ruler": _ruler(sample, blocks),
         "messages": [_message(sample, tokenizer, each, full) for each in sample.example.segments],
         "rows": rows,
@@ -88,6 +87,13 @@ def _sample(sample: Sample, tokenizer: Any, *, full: bool) -> dict[str, Any]:
         "notes": notes(sample),
         "csv": csv_link(list(_tokens(sample, tokenizer))),
     }
+
+
+def _skips_in_words(sample: Sample) -> str:
+    left_out = sum(sample.skips.values())
+    if len(sample.skips) < 2:
+        return f"1 skip leaves out {left_out:,}" if sample.skips else "no skip"
+    return f"{len(sample.skips):,} skips leave out {left_out:,}"
 
 
 def _blocks(sample: Sample) -> Iterator[_Block]:
