@@ -17,6 +17,8 @@ from transformers import (
 from made_models import families
 from skipalign.errors import ModelError, RecipeError
 from skipalign.logit_scale import check_logit_scale, scale_of, scaled_logits
+from skipalign.model import extend
+from skipalign.rope import Ntk
 
 FAMILIES = families(initializer_range=0.3)  # far from uniform, so that a scale shows
 
@@ -68,6 +70,22 @@ def test_each_row_is_scaled_as_a_model_of_that_scaling(family: str, attention: s
         expected = scaled_by_hand(model, scale)(**batch).logits[row]
         assert close(found[row], expected)
         assert not torch.allclose(expected, plain[row], atol=1e-2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_temperature_in_the_config_multiplies_all_logits_also_behind_qk_norm(family: str):
+    """Qwen3 normalises queries and keys; the temperature comes after that, with RoPE."""
+    make, config = FAMILIES[family]
+    models = []
+    for temperature in (1.0, 1.45):
+        extended = config()
+        extend(extended, Ntk(factor=4.0, temperature=temperature), None, where=family)
+        torch.manual_seed(0)
+        models.append(make(extended).double())
+    plain, warm = (model(**inputs()).logits for model in models)
+    expected = scaled_by_hand(models[0], 1.45)(**inputs()).logits
+    # transformers turns by float32 frequencies, and YaRN's mix differs in their last place.
+    assert (warm - expected).abs().max() < 1e-3 < 0.01 * (plain - expected).abs().max()
 
 
 def test_a_scale_of_one_and_no_scale_are_the_plain_model():
