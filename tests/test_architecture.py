@@ -20,12 +20,12 @@ SRC = ROOT / "src" / "skipalign"
 # Each room imports, at run time, only rooms before it. ARCHITECTURE.md holds the same list.
 ORDER_TEXT = """
 errors files visible progress
-rowcount readers conversation tokens template encoding example_file prepare
+rowcount raw_row json_rows csv_rows readers conversation tokens template encoding example_file prepare
 laws cuts positions key_bias coverage rope packing costs logit_scale
-visits batch bias_attention borders adapters model shapes probe checkpoints
+tiny visits batch bias_attention borders adapters model shapes probe checkpoints
 distribution layout chunked_loss arguments engine training
 rows preference
-generation reuse http_post remote vllm_engine tiny
+generation reuse http_post remote vllm_engine
 evaluation.metrics evaluation evaluation.haystack evaluation.records evaluation.prompts
 evaluation.longbench_metrics evaluation.longbench_score evaluation.longbench_table
 evaluation.longbench_prompts

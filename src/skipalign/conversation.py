@@ -13,19 +13,9 @@ from itertools import chain
 from typing import Any, cast
 
 from skipalign.errors import DataError, RecipeError
-from skipalign.readers import (
-    ONE_OBJECT,
-    TOO_LARGE,
-    Row,
-    RowError,
-    data_files,
-    file_rows,
-    hub_rows,
-    parse_json,
-    shown,
-    shown_keys,
-)
-from skipalign.readers import Place as Place
+from skipalign.raw_row import ONE_OBJECT, TOO_LARGE, Row, RowError, parse_json, shown, shown_keys
+from skipalign.raw_row import Place as Place
+from skipalign.readers import data_files, file_rows, hub_rows
 
 ROLES = ("system", "user", "assistant", "tool", "document")
 """Who speaks. A "document" is plain text, the only message of its row, with the loss on all."""
