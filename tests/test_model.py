@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from made_progress import Telling
+from skipalign import tiny
 from skipalign.errors import ModelError
 from skipalign.model import (
     extend,
@@ -183,6 +185,16 @@ def test_missing_parts_are_named(tmp_path: Path):
         load_tokenizer("./gone")
     with pytest.raises(ModelError, match="dtype is 'int8'"):
         load_model(str(tmp_path), dtype="int8")
+
+
+def test_an_embedded_base_is_loaded_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SKIPALIGN_CACHE", str(tmp_path))
+    assert load_model("tiny").config.to_dict() == load_model(str(tiny.BASE)).config.to_dict()
+    assert load_tokenizer("tiny-3").get_vocab() == load_tokenizer(str(tiny.BASE)).get_vocab()
+    with pytest.raises(ModelError, match=r"tiny-3: is not made yet; python -m .* --seed 3"):
+        load_model("tiny-3")
+    shutil.copytree(tiny.BASE, tmp_path / "tiny-3")
+    assert load_model("tiny-3").config.max_position_embeddings == 128
 
 
 def test_the_digest_is_that_of_the_weights_alone(checkpoint: Path):

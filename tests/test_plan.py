@@ -145,6 +145,16 @@ def test_the_lines_are_a_table_and_what_was_not_looked_at():
     assert found[-1] == "not looked at: base someone/large, which is not on this machine"
 
 
+def test_an_extension_that_reaches_less_far_than_the_positions_is_told():
+    found = examined("rope={type: ntk, factor: 8}")
+    assert len(found["warnings"]) == 2, "base and skipalign, whose positions reach 4,096"
+    told = "rope ntk: window 128 x factor 8 = 1,024 < max_position 4,096; "
+    assert f"warning: skipalign: {told}" in "\n".join(plan.lines(found))
+    (told, _) = examined()["warnings"]
+    assert told.startswith("base: rope none: window 128 < max_position 4,096; ")
+    assert examined("rope=ntk")["warnings"] == [], "the factor follows max_position"
+
+
 def test_the_study_for_a_gpu_is_ready_on_any_machine():
     found = plan.examine(load("study-gpu").trainings())
     notes = [note for note in found["notes"] if not note.startswith("trainer.bf16")]

@@ -318,6 +318,13 @@ def test_terminal_table_of_nothing_says_so(tmp_path):
     assert "not measured" in shown(terminal_table([tmp_path]))
 
 
+def test_the_terminal_shows_no_table_of_needles_that_were_not_asked(tmp_path):
+    folder = make_run(tmp_path / "run", methods=("normal",), seeds=(0,))
+    assert len(terminal_tables([folder])) == 1
+    shutil.rmtree(folder / "normal/seed-0/evaluation/needle")
+    assert terminal_tables([folder]) == []
+
+
 def test_names_are_no_markup_in_the_terminal(tmp_path):
     make_training(tmp_path / "x", "[bold red]m[/]", 0)
     assert "[bold red]m[/]" in shown(terminal_table([tmp_path / "x"]))

@@ -63,6 +63,18 @@ def test_a_flat_run_is_one_training(tmp_path):
     assert [each.name for each in group([run])] == ["skipalign"]
 
 
+def test_a_training_beside_seeds_is_one_of_them_once(tmp_path):
+    folder = tmp_path / "run"
+    make_training(folder, "skipalign", 0)
+    make_training(folder / "skipalign/seed-1", "skipalign", 1)
+    found = [(each.seed, each.folder) for each in read_run(folder).trainings]
+    assert found == [(0, folder), (1, folder / "skipalign/seed-1")]
+    make_training(folder / "skipalign/seed-0", "skipalign", 0)
+    assert [each.seed for each in read_run(folder).trainings] == [0, 1]
+    (folder / "training.json").unlink()
+    assert [each.seed for each in read_run(folder).trainings] == [0, 1]
+
+
 def test_method_and_seed_are_read_from_the_path_where_training_json_is_absent(tmp_path):
     make_training(tmp_path / "run/base-ntk/seed-3", "normal", 3)
     (tmp_path / "run/base-ntk/seed-3/training.json").unlink()

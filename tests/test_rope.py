@@ -63,8 +63,9 @@ def test_yarn_keeps_its_own_temperature_unless_told():
 @pytest.mark.parametrize("extension", [Linear(), Ntk(), Yarn()])
 def test_factor_comes_from_max_position_when_it_is_left_out(extension: Linear | Ntk | Yarn):
     assert extension.apply(PLAIN, 1024)[1] == 1024
-    assert extension.reach(PLAIN, 1024)[0] == 8
-    assert extension.reach(PLAIN, 64) == (1.0, 128)
+    assert extension.stretch(PLAIN, 1024)[0] == 8
+    assert extension.reach(PLAIN) is None
+    assert extension.stretch(PLAIN, 64) == (1.0, 128)
 
 
 def test_no_extension_and_spelled_out_parameters():
@@ -78,6 +79,12 @@ def test_a_stretched_base_is_refused_with_the_reason(name: str):
     llama3 = RopeBase({"rope_type": "llama3", "rope_theta": 5e5}, head_dim=128, window=131_072)
     with pytest.raises(ModelError, match="own RoPE is 'llama3'"):
         ROPE_EXTENSIONS[name]().apply(llama3, 0)
+
+
+def test_an_extension_says_how_far_it_reaches():
+    assert Linear(factor=4).reach(PLAIN) == 4 * PLAIN.window
+    assert NoExtension().reach(PLAIN) == PLAIN.window
+    assert Spelled(parameters={"factor": 2.0}).reach(PLAIN) is None
 
 
 def test_a_factor_below_one_is_refused():

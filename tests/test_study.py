@@ -22,6 +22,7 @@ from skipalign.packing import Packing
 from skipalign.positions import Contiguous, SkipAlign, Strategy
 from skipalign.prepare import Source
 from skipalign.progress import Silent
+from skipalign.results import read_run, read_training
 from skipalign.rope import Ntk
 from skipalign.study import Base, Training
 from test_training import make_base
@@ -248,15 +249,52 @@ def test_methods_that_are_left_out_stay_as_they_are(folder: Path, tmp_path: Path
 
 
 def test_results_that_know_nothing_of_a_new_setting_are_results_of_its_default(tmp_path: Path):
-    path = tmp_path / "needle.json"
+    path = tmp_path / "evaluation/needle/needle.json"
+    path.parent.mkdir(parents=True)
     asked = NeedleSettings(lengths=(64,), depths=2, nested=False)
     known = json.loads(json.dumps({**asdict(asked), "haystack_sha256": "x"}))
     del known["num_needles"], known["tokens_per_record"]
     write_json(path, {"settings": known})
-    assert study._answered(path, asked)
-    assert not study._answered(path, replace(asked, nested=True))
-    assert not study._answered(path, replace(asked, num_needles=2))
-    assert not study._answered(path, replace(asked, depths=3))
+    assert study._answered(tmp_path, "needle", asked)
+    for others in ({"nested": True}, {"num_needles": 2}, {"depths": 3}):
+        assert not study._answered(tmp_path, "needle", replace(asked, **others))
+
+
+def test_answers_of_an_older_model_are_not_those_of_the_model_that_took_its_place(
+    folder: Path, tmp_path: Path
+):
+    (one, *_) = trainings(folder)
+    one = replace(one, tasks={"stretch": one.tasks["stretch"]})
+    study.run([one], tmp_path / "run", recipe_text="name: demo\n")
+    out = tmp_path / "run" / one.directory
+    shutil.rmtree(out / "model")
+    study.run([one], tmp_path / "run", recipe_text="name: demo\n")  # to the bit the same model
+    document = read_json(out / "training.json")
+    assert document["model_digest"] == weights_digest(str(out / "model"))
+    write_json(out / "training.json", {**document, "model_digest": "of other weights"})
+    assert "stretch" not in read_training(out).documents
+    with pytest.raises(RunError, match=r"stretch\.json: holds answers of an older model .* delete"):
+        study.run([one], tmp_path / "run", recipe_text="name: demo\n")
+    shutil.rmtree(out / "evaluation/stretch")
+    study.evaluate(one, tmp_path / "run")
+    assert read_json(out / "evaluation/stretch/stretch.json")["model_digest"]
+
+
+def test_a_training_that_becomes_one_of_several_is_neither_moved_nor_repeated(
+    folder: Path, tmp_path: Path
+):
+    out, few = tmp_path / "run", {"max_steps": 2, "per_device_train_batch_size": 2}
+    _, first, second = trainings(folder, tasks={}, trainer=few)
+    study.run([replace(first, directory="")], out, recipe_text="name: demo\n")
+    before = (out / "training.json").stat().st_mtime_ns
+    study.run([first, second], out, recipe_text="name: demo\n")
+    assert (out / "training.json").stat().st_mtime_ns == before
+    assert [path.name for path in (out / "skipalign").iterdir()] == ["seed-1"]
+    found = [(each.method, each.seed, each.folder) for each in read_run(out).trainings]
+    assert found == [("skipalign", 0, out), ("skipalign", 1, out / "skipalign/seed-1")]
+    alone = replace(second, directory="")
+    study.run([alone], out, recipe_text="name: demo\n")
+    assert read_json(out / "training.json")["seed"] == 0
 
 
 def test_other_settings_never_mix_with_a_finished_training(folder: Path, finished: Path):

@@ -12,7 +12,7 @@ from skipalign.adapters import Adapter
 from skipalign.borders import takes_borders
 from skipalign.costs import LINEARS, PARTS, Load, LowRank, Mask, memory, token_flops
 from skipalign.errors import RecipeError
-from skipalign.plan import arguments_for_any_device, config_of
+from skipalign.plan import arguments_for_any_device, config_of, short_reach
 from skipalign.shapes import shape_of
 from skipalign.study import Training
 
@@ -121,6 +121,7 @@ class _Method:
     def found(self, notes: dict[str, None]) -> dict[str, Any]:
         """Return the method's part of the plan; add what it does not count to `notes`."""
         training, args, shape = self.training, self.args, self.shape
+        notes |= dict.fromkeys(f"warning: {each}" for each in short_reach(training))
         load, shares = self._load(), self._token_shares()
         mean = 1 / sum(share / tokens for tokens, share in shares.items())
         tokens = None

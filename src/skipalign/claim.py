@@ -21,6 +21,22 @@ if TYPE_CHECKING:
     from skipalign.study import Training
 
 
+def folder_of(training: "Training", run_dir: Path) -> Path:
+    """Return the folder of a training: where it has begun, else the one it was given.
+
+    A recipe's only training has the run folder itself, several have METHOD/seed-N each: one that
+    has begun as the first kind stays there when `--seeds` makes it one of several, or the reverse.
+    """
+    given = run_dir / training.directory
+    for folder in (run_dir / f"{training.method}/seed-{training.seed}", run_dir):
+        path = folder / "settings.json"
+        if holds_work(folder) and path.exists():
+            found = read_json(path)
+            if (found.get("method"), found.get("seed")) == (training.method, training.seed):
+                return folder
+    return given
+
+
 def trained_on(out: Path) -> dict[str, Any] | None:
     """Return the digests of the data that a folder's training has begun with, None if none has."""
     path = out / "settings.json"

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel as Model
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
-from skipalign import adapters
+from skipalign import adapters, tiny
 from skipalign.adapters import Adapter
 from skipalign.errors import ModelError
 from skipalign.files import disk_faults_of, write_text
@@ -35,27 +35,25 @@ ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 def load_tokenizer(path: str, *, revision: str | None = None) -> Tokenizer:
-    """Load the tokenizer of a local folder or hub id.
+    """Load the tokenizer of an embedded base (`tiny`, `tiny-N`), a local folder or a hub id.
 
     Raises:
         ModelError: there is none, or it would need code of the checkpoint.
     """
-    try:
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_load_message("tokenizer", path, error)) from None
+    place = tiny.tokenizer_of(path)
+    with _loading("tokenizer", path):
+        return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
 
 
 def load_config(path: str, *, revision: str | None = None) -> Config:
-    """Load the config of a local folder or hub id.
+    """Load the config of an embedded base (`tiny`, `tiny-N`), a local folder or a hub id.
 
     Raises:
         ModelError: there is none, or it would need code of the checkpoint.
     """
-    try:
-        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_load_message("config", path, error)) from None
+    place = tiny.found(path)
+    with _loading("config", path):
+        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
 
 
 def load_model(
@@ -77,7 +75,7 @@ def load_model(
     A folder with an adapter is loaded with its base, in the RoPE settings that it was saved with.
 
     Args:
-        path: local folder or hub id.
+        path: an embedded base (`tiny`, or `tiny-N` once it is made), a local folder or a hub id.
         revision: of the hub.
         rope: how to extend; None leaves the checkpoint as it is.
         max_position: positions that the model must reach, exclusive; None is its own window.
@@ -94,6 +92,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    path = tiny.found(path)
     found = adapters.base_of(path, revision)
     if found is not None and (rope is not None or adapter is not None):
         raise ModelError(
@@ -136,13 +135,10 @@ def files_told(progress: Progress) -> Generator[None]:
 
 
 def _load_weights(path: str, config: Config, progress: Progress, **options: Any) -> Any:
-    try:
-        with files_told(progress):
-            return AutoModelForCausalLM.from_pretrained(  # nosec B615 # options hold the revision
-                path, config=config, use_safetensors=True, trust_remote_code=False, **options
-            )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(_load_message("model", path, error)) from None
+    with _loading("model", path), files_told(progress):
+        return AutoModelForCausalLM.from_pretrained(  # nosec B615 # options hold the revision
+            path, config=config, use_safetensors=True, trust_remote_code=False, **options
+        )
 
 
 def weights_digest(path: str, progress: Progress = _SILENT) -> str | None:
@@ -356,6 +352,15 @@ def _far_logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         output = model(ids, attention_mask=torch.ones_like(ids), position_ids=positions)
     return output.logits.float()
+
+
+@contextmanager
+def _loading(part: str, path: str) -> Generator[None]:
+    """While open, what transformers raises names the part and the path."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(_load_message(part, path, error)) from None
 
 
 def _load_message(part: str, path: str, error: Exception) -> str:

@@ -13,7 +13,7 @@ from skipalign import tiny
 from skipalign.conversation import Rejection, read_conversations
 from skipalign.errors import DataError, RecipeError
 from skipalign.layout import refuse_layout
-from skipalign.model import extend, load_config, refuse_skips
+from skipalign.model import extend, load_config, refuse_skips, rope_base
 from skipalign.prepare import Source
 from skipalign.shapes import read_architecture
 from skipalign.study import Training
@@ -33,25 +33,29 @@ def examine(trainings: Sequence[Training]) -> dict[str, Any]:
 
     Returns:
         {"trainings": [{method, seed, base, max_position, steps, tokens_per_step}], "notes": [what
-        could not be looked at]}. tokens_per_step are those of one device, at most: rows that are
-        shorter than they may be hold fewer; None without training.
+        could not be looked at], "warnings": [what will run, but is seldom meant]}.
+        tokens_per_step are those of one device, at most: rows that are shorter than they may be
+        hold fewer; None without training.
 
     Raises:
         SkipalignError: something that would stop the run.
     """
     notes: dict[str, None] = {}
+    warnings: dict[str, None] = {}
     sources = dict.fromkeys(each for training in trainings for each in _sources(training))
     for source in sources:
         notes |= dict.fromkeys(_check_source(source))
     for training in trainings:
         notes |= dict.fromkeys(_check_trainer(training))
+        warnings |= dict.fromkeys(short_reach(training))
         notes |= dict.fromkeys(_check_base(training))
         _check_layout(training)
-    return {"trainings": [_row(training) for training in trainings], "notes": list(notes)}
+    rows = [_row(training) for training in trainings]
+    return {"trainings": rows, "notes": list(notes), "warnings": list(warnings)}
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """Return what `examine` found as lines of text: a table, then the notes."""
+    """Return what `examine` found as lines of text: a table, warnings, notes."""
     head = dict(zip(COLUMNS, (*COLUMNS[:-1], "tokens a step, at most"), strict=True))
     cells = [[_shown(row[name]) for name in COLUMNS] for row in (head, *found["trainings"])]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -59,6 +63,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in cells
     ]
+    table += [f"warning: {warning}" for warning in found["warnings"]]
     return [*table, *(f"not looked at: {note}" for note in found["notes"])]
 
 
@@ -142,6 +147,24 @@ def _check_base(training: Training) -> Iterator[str]:
     extend(config, training.rope, max_position, where=base.path)
     if max_position is not None:
         refuse_skips(config, max_position, where=base.path)
+
+
+def short_reach(training: Training) -> Iterator[str]:
+    """Say where a RoPE extension reaches less far than the positions; methods may mean that."""
+    config, asked = config_of(training), training.max_position
+    if config is None or not asked:
+        return
+    base = rope_base(config, where=training.base.path)
+    reach = training.rope.reach(base)
+    if reach is None or reach >= asked:
+        return
+    factor = getattr(training.rope, "factor", None)
+    stretched = f" x factor {factor:g} = {reach:,}" if factor else ""
+    yield (
+        f"{training.method}: rope {training.rope.type}: window {base.window:,}{stretched} < "
+        f"max_position {asked:,}; positions beyond it turn further than any that the base was "
+        f"trained on - give a factor of {asked / base.window:g}, or none to have it chosen"
+    )
 
 
 def _check_layout(training: Training) -> None:

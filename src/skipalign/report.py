@@ -132,7 +132,7 @@ def terminal_table(run_dirs: Sequence[str | Path]) -> "Table":
 def terminal_tables(run_dirs: Sequence[str | Path]) -> "list[Table]":
     """Return what there is to show at the end: LongBench's tables, and needle accuracy.
 
-    The needle's table is left out where nothing was asked but LongBench.
+    What was not measured has no table.
 
     Raises:
         RunError: as `table`.
@@ -148,7 +148,7 @@ def terminal_tables(run_dirs: Sequence[str | Path]) -> "list[Table]":
         if (document := training.documents.get(boards.LONGBENCH))
     ]
     measured = any(each.documents("needle") for each in groups)
-    return [*found, terminal_table(run_dirs)] if measured or not found else found
+    return [*found, terminal_table(run_dirs)] if measured else found
 
 
 def _terminal_cell(row: Mapping[str, Any] | None, *, narrow: bool = False) -> "Text":

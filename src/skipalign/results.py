@@ -146,7 +146,7 @@ def read_run(folder: str | Path) -> Run:
         found = "a file, no folder" if folder.exists() else "no such folder"
         raise RunError(f"{folder}: {found}; give a run folder, as `skipalign run` makes it")
     nested = sorted(path for path in folder.glob("*/seed-*") if path.is_dir())
-    flat = [folder] if not nested and _holds_training(folder) else []
+    flat = [folder] if _holds_training(folder) else []
     if not nested and not flat and not (folder / "recipe.yaml").is_file():
         raise RunError(
             f"{folder}: no run folder; it must hold recipe.yaml, training.json, METHOD/seed-N/ or "
@@ -154,7 +154,12 @@ def read_run(folder: str | Path) -> Run:
             "`evaluate` made"
         )
     unread: dict[str, str] = {}
-    trainings = [read_training(path) for path in nested or flat]
+    trainings = [read_training(path) for path in nested]
+    # A recipe's only training lies in the folder itself, and stays there when more seeds join it.
+    known = {(each.method, each.seed) for each in trainings}
+    for each in map(read_training, flat):
+        if not nested or ("training" in each.documents and (each.method, each.seed) not in known):
+            trainings.append(each)
     return Run(
         folder=folder,
         recipe=_read_text(folder / "recipe.yaml", "recipe", unread),
@@ -177,6 +182,10 @@ def read_training(folder: Path) -> Training:
         if document is not None and name not in unread:
             documents[name] = document
     training = documents.get("training", {})
+    for name in [name for name in documents if of_other_weights(documents[name], training)]:
+        unread[name] = f"{place_of(folder, name)}: answers of an older model; delete its folder"
+        del documents[name]
+        cells.pop(name, None)
     nested = folder.name.startswith("seed-")
     number = folder.name.removeprefix("seed-")
     seed = training.get("seed", int(number) if nested and number.isdecimal() else None)
@@ -189,6 +198,12 @@ def read_training(folder: Path) -> Training:
         loss=_read_loss(folder / LOSS, unread),
         unread=unread,
     )
+
+
+def of_other_weights(document: Mapping[str, Any], training: Mapping[str, Any]) -> bool:
+    """Whether results are known to be those of another model than the training's."""
+    found, made = document.get("model_digest"), training.get("model_digest")
+    return bool(found and made and found != made)
 
 
 def place_of(folder: Path, name: str) -> Path:

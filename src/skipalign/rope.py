@@ -50,6 +50,10 @@ class RopeExtension(ABC):
             ModelError: the checkpoint's own RoPE cannot be extended this way.
         """
 
+    def reach(self, base: RopeBase) -> int | None:  # noqa: ARG002
+        """Return how many positions turn no further than the window did; None: as many as asked."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoExtension(RopeExtension):
@@ -59,6 +63,9 @@ class NoExtension(RopeExtension):
 
     def apply(self, base: RopeBase, max_position: int) -> tuple[dict[str, Any], int]:
         return dict(base.parameters), max(base.window, max_position)
+
+    def reach(self, base: RopeBase) -> int:
+        return base.window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +85,10 @@ class _Stretched(RopeExtension):
                 "1 or more - leave it out to take max_position / window"
             )
 
-    def reach(self, base: RopeBase, max_position: int) -> tuple[float, int]:
+    def reach(self, base: RopeBase) -> int | None:
+        return None if self.factor is None else round(base.window * self.factor)
+
+    def stretch(self, base: RopeBase, max_position: int) -> tuple[float, int]:
         """Return the factor and the new window.
 
         Raises:
@@ -105,7 +115,7 @@ class Linear(_Stretched):
     type: ClassVar[str] = "linear"
 
     def apply(self, base: RopeBase, max_position: int) -> tuple[dict[str, Any], int]:
-        factor, window = self.reach(base, max_position)
+        factor, window = self.stretch(base, max_position)
         return {**base.parameters, "rope_type": "linear", "factor": factor}, window
 
 
@@ -127,7 +137,7 @@ class Ntk(_Stretched):
     temperature: float = 1.0
 
     def apply(self, base: RopeBase, max_position: int) -> tuple[dict[str, Any], int]:
-        factor, window = self.reach(base, max_position)
+        factor, window = self.stretch(base, max_position)
         dim = base.rotary_dim
         if dim <= 2:
             raise ModelError(
@@ -162,7 +172,7 @@ class Yarn(_Stretched):
     temperature: float | None = None
 
     def apply(self, base: RopeBase, max_position: int) -> tuple[dict[str, Any], int]:
-        factor, window = self.reach(base, max_position)
+        factor, window = self.stretch(base, max_position)
         parameters = {
             **base.parameters,
             "rope_type": "yarn",

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from transformers import AutoModelForCausalLM
 
-from skipalign import adapters, tiny
+from skipalign import adapters
 from skipalign.errors import ModelError
 from skipalign.evaluation.haystack import read_haystack
 from skipalign.files import read_json
@@ -117,7 +117,7 @@ def _as_trained(path: str) -> Any:
     if settings is None:
         return load_model(path)
     base = settings["base"]["path"]
-    config = load_config(str(tiny.base_place(base) or base), revision=settings["base"]["revision"])
+    config = load_config(base, revision=settings["base"]["revision"])
     rope = dict(settings["rope"])
     extension = ROPE_EXTENSIONS[rope.pop("type")](**rope)
     reach = max(each.get("max_position", 0) for each in settings["strategies"].values())

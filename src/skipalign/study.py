@@ -26,20 +26,22 @@ from skipalign import coverage, report, tiny, workers
 from skipalign import prepare as prepare_room
 from skipalign.adapters import Adapter
 from skipalign.card import license_of, write_card
-from skipalign.claim import claim, finished, require_same_settings, trained_on
+from skipalign.claim import claim, finished, folder_of, require_same_settings, trained_on
 from skipalign.distribution import is_first, on_first
 from skipalign.encoding import DEFAULT_TEMPLATE
+from skipalign.errors import RunError
 from skipalign.evaluation.tasks import TASKS, task_of
 from skipalign.example_file import ExampleFile
 from skipalign.files import alone_in, defaults, read_json, write_json, write_text
 from skipalign.generation import Generator, TransformersGenerator
 from skipalign.key_bias import KeyBias
-from skipalign.model import load_model, load_tokenizer, save_model
+from skipalign.model import load_model, load_tokenizer, save_model, weights_digest
 from skipalign.origin import environment
 from skipalign.packing import Packing
 from skipalign.positions import Strategy
 from skipalign.prepare import Source, digests_of, require_same_files
 from skipalign.progress import Labelled, Progress, Silent
+from skipalign.results import of_other_weights
 from skipalign.rope import RopeExtension
 from skipalign.tiny import make
 from skipalign.training import train as fine_tune
@@ -175,7 +177,7 @@ def run(
     with progress.bar("report", 2) as bar:
         page = report.write_report([run_dir])
         bar.advance()
-        models = [run_dir / training.directory / "model" for training in todo]
+        models = [folder_of(training, run_dir) / "model" for training in todo]
         report.add_results_to_cards([model for model in models if model.exists()], run_dir)
         bar.advance()
     return page
@@ -214,7 +216,7 @@ def begin(
         RunError: it holds one of the trainings with other settings; nothing is written.
     """
     for training in trainings:
-        require_same_settings(training, run_dir / training.directory)
+        require_same_settings(training, folder_of(training, run_dir))
     write_text(run_dir / "recipe.yaml", recipe_text)
     write_json(run_dir / "environment.json", {**environment(), "seeds": sorted(set(seeds))})
 
@@ -232,7 +234,7 @@ def prepare(
     for training in trainings:
         if not training.train:
             continue
-        out = run_dir / training.directory
+        out = folder_of(training, run_dir)
         tokenizer_path = tiny.tokenizer_of(training.base.path)
         asked = training.settings()
         kept = [tokenizer_path, training.base.revision, asked["sources"], asked["template_kwargs"]]
@@ -296,7 +298,7 @@ def train(
     Raises:
         RunError: the folder holds a training of other settings or from other weights.
     """
-    out = run_dir / training.directory
+    out = folder_of(training, run_dir)
     with ExitStack() as held:
         on_first(lambda: held.enter_context(alone_in(out)))
         return _train_alone(training, out, progress, order, coverage_range)
@@ -335,6 +337,7 @@ def _train_alone(
             _write_coverage(training, out, reach, progress)
         else:
             save_model(model, tokenizer, out / "model")
+        document["model_digest"] = weights_digest(str(out / "model"), progress)
         write_json(out / "training.json", document)
         write_card(out / "model", document, accounting=_accounting(out))
     return on_first(partial(read_json, out / "training.json"))
@@ -342,7 +345,7 @@ def _train_alone(
 
 def join(training: Training, run_dir: Path) -> None:
     """Meet the other processes of `accelerate launch`, if there are some; begin nothing."""
-    out = run_dir / training.directory / "checkpoints"
+    out = folder_of(training, run_dir) / "checkpoints"
     _ = training_arguments(training.trainer, output_dir=out, seed=training.seed).device
 
 
@@ -416,29 +419,39 @@ def _accounting(out: Path) -> dict[str, Any] | None:
 
 def evaluate(training: Training, run_dir: Path, progress: Progress = _SILENT) -> None:
     """Evaluate one trained model in the tasks that its recipe asks for and that are not done."""
-    out = run_dir / training.directory
+    out = folder_of(training, run_dir)
     todo = {
         name: settings
         for name, settings in training.tasks.items()
-        if not _answered(out / TASKS[name].document, settings)
+        if not _answered(out, name, settings)
     }
     if not todo:
         return
     with alone_in(out):
         generator, tokenizer = load_generator(out / "model", progress)
+        made = weights_digest(str(out / "model"), progress)
         for name, settings in todo.items():
             started = time.monotonic()
-            folder = (out / TASKS[name].document).parent
-            with alone_in(folder):
-                TASKS[name].evaluate(generator, tokenizer, settings, folder, progress)
+            path = out / TASKS[name].document
+            with alone_in(path.parent):
+                found = TASKS[name].evaluate(generator, tokenizer, settings, path.parent, progress)
+                write_json(path, {**found, "model_digest": made})
             _note_seconds(out, name, time.monotonic() - started)
 
 
-def _answered(path: Path, settings: Any) -> bool:
+def _answered(out: Path, task: str, settings: Any) -> bool:
+    """Whether the folder of a training holds a task's results, by the model that lies there now."""
+    path, training = out / TASKS[task].document, out / "training.json"
     if not path.exists():
         return False
+    document = read_json(path)
+    if training.exists() and of_other_weights(document, read_json(training)):
+        raise RunError(
+            f"{path}: holds answers of an older model than that in {out / 'model'}; delete "
+            f"{path.parent} and start again: the model that is there is then evaluated"
+        )
     asked = json.loads(json.dumps(asdict(settings)))
-    found = defaults(settings) | read_json(path)["settings"]
+    found = defaults(settings) | document["settings"]
     return all(found.get(key) == value for key, value in asked.items())
 
 
@@ -460,7 +473,10 @@ def evaluate_model(
     """Evaluate the model in a folder (or of a hub id) in the task that `settings` belong to."""
     backend = {"name": "transformers", "model": str(model_dir)}
     loaded = load_generator(model_dir, progress)
-    return evaluate_generator(*loaded, settings, out, progress, backend=backend)
+    digest = weights_digest(tiny.found(str(model_dir)), progress)
+    return evaluate_generator(
+        *loaded, settings, out, progress, backend=backend, model_digest=digest
+    )
 
 
 def evaluate_generator(
@@ -471,6 +487,7 @@ def evaluate_generator(
     progress: Progress = _SILENT,
     *,
     backend: Mapping[str, Any],
+    model_digest: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate what answers prompts in the task that `settings` belong to.
 
@@ -478,11 +495,13 @@ def evaluate_generator(
 
     Args:
         backend: what it is, for TASK.json.
+        model_digest: of its weights, where they are known.
     """
     task = task_of(settings)
     with alone_in(out):
         document = task.evaluate(generator, tokenizer, settings, out, progress)
         document |= {"backend": dict(backend)}
+        document |= {"model_digest": model_digest} if model_digest else {}
         write_json(out / f"{task.name}.json", document)
         drawn = {"seeds": [settings.seed]} if hasattr(settings, "seed") else {}
         write_json(out / "environment.json", {**environment(), **drawn})
@@ -501,7 +520,7 @@ def seconds_by_stage(trainings: Sequence[Training], run_dir: Path) -> dict[str, 
     """Return the summed seconds of every stage of a run."""
     total: dict[str, float] = {}
     for training in trainings:
-        path = run_dir / training.directory / "seconds.json"
+        path = folder_of(training, run_dir) / "seconds.json"
         for stage, seconds in (read_json(path) if path.exists() else {}).items():
             if stage != "schema_version":
                 total[stage] = total.get(stage, 0.0) + seconds

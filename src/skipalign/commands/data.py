@@ -75,14 +75,13 @@ def preview(recipe: str, overrides: Sequence[str], **given: Any) -> None:
 
 
 def _drawn(read: "Recipe", method: str, given: Mapping[str, Any]) -> "tuple[list[Sample], Any]":
-    from skipalign import tiny
     from skipalign.model import load_tokenizer
     from skipalign.sample import draw_sample
 
     settings = read.methods[method]
     seed = read.seeds[0] if given["seed"] is None else given["seed"]
     base = settings.base.of(seed)
-    tokenizer = load_tokenizer(tiny.tokenizer_of(base.path), revision=base.revision)
+    tokenizer = load_tokenizer(base.path, revision=base.revision)
     sources = _sources(settings, given["source"])
     samples = [
         draw_sample(
@@ -121,12 +120,13 @@ def prepare(recipe: str, overrides: Sequence[str], **given: Any) -> None:
     if not trained:
         raise RecipeError(f"{recipe}: no method trains, so no data is read; set train: true")
     from skipalign import study
+    from skipalign.claim import folder_of
 
     run_dir = run_dir_of(read, given)
     study.begin(run_dir, read.resolved(), trainings, seeds=read.seeds)
     accounting = study.prepare(trainings, run_dir, progress_for(quiet=given["quiet"]))
     (print_json if given["as_json"] else print_accounting)(accounting)
-    made = run_dir / trained[0].directory / "data"
+    made = folder_of(trained[0], run_dir) / "data"
     given_words = shlex.join([recipe, *overrides])  # without them it would be another training
     following = f"skipalign train {given_words}{choosing(read, trained[0])}"
     return last_line(f"made {made}", following, as_json=given["as_json"])

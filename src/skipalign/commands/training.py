@@ -52,6 +52,7 @@ def train(recipe: str, overrides: Sequence[str], **given: Any) -> None:
         return print_recipe(read, given)
     training = _one_training(read, trainings, given)
     from skipalign import distribution, study
+    from skipalign.claim import folder_of
 
     run_dir = run_dir_of(read, given)
     study.join(training, run_dir)
@@ -70,7 +71,7 @@ def train(recipe: str, overrides: Sequence[str], **given: Any) -> None:
         return None
     if given["as_json"]:
         print_json(outcome)
-    model = run_dir / training.directory / "model"
+    model = folder_of(training, run_dir) / "model"
     lengths = "" if "needle" in read.tasks else " --lengths 1024,4096"
     following = f"skipalign evaluate {model} --task needle{lengths}"
     return last_line(f"made {model}", following, as_json=given["as_json"])
@@ -126,12 +127,13 @@ def export(recipe: str, out: Path, overrides: Sequence[str], **given: Any) -> No
         raise RecipeError(f"{training.method} does not train, so it has no data; choose another")
     from skipalign import export as room
     from skipalign import study
+    from skipalign.claim import folder_of
     from skipalign.example_file import ExampleFile
 
     run_dir, progress = run_dir_of(read, given), progress_for(quiet=given["quiet"])
     study.begin(run_dir, read.resolved(), [training], seeds=read.seeds)
     study.prepare([training], run_dir, progress)
-    examples = ExampleFile(run_dir / training.directory / "data")
+    examples = ExampleFile(folder_of(training, run_dir) / "data")
     made = room.export(training, examples, out, num_epochs=given["epochs"], progress=progress)
     if given["as_json"]:
         print_json(made)

@@ -16,6 +16,8 @@ import os
 import re
 from pathlib import Path
 
+from skipalign.errors import ModelError
+
 FOLDER = Path(__file__).parent
 BASE = FOLDER / "base"
 CONVERSATIONS = FOLDER / "conversations.jsonl.gz"
@@ -42,6 +44,21 @@ def base_place(name: str) -> Path | None:
     if seed is None:
         return None
     return cache() / f"tiny-{seed}" if seed else BASE
+
+
+def found(name: str) -> str:
+    """Return where a base lies: an embedded one's folder, or `name` itself.
+
+    Raises:
+        ModelError: an embedded base that is not made yet.
+    """
+    place = base_place(name)
+    if place is not None and not place.exists():
+        raise ModelError(
+            f"{name}: is not made yet; python -m skipalign.tiny.make --seed {base_seed(name)} "
+            "makes it in about ten minutes, and a recipe that names it does so of itself"
+        )
+    return name if place is None else str(place)
 
 
 def data_place(name: str) -> Path | None:
