@@ -176,7 +176,7 @@ def shown_in(comments: str) -> Iterator[str]:
     for line in re.findall(
         r"^#? {2,}((?:skipalign|accelerate|python) .*)$", comments, re.MULTILINE
     ):
-        yield from line.split(" && ")
+        yield from line.partition(" #")[0].split(" && ")
 
 
 def test_every_command_in_comments_of_recipes_and_examples_can_be_read():

@@ -30,10 +30,11 @@ from skipalign.errors import RecipeError
 from skipalign.evaluation.needle import NeedleSettings
 from skipalign.evaluation.prompts import PromptMaker
 from skipalign.model import load_tokenizer
+from skipalign.positions import SkipAlign
 from skipalign.progress import Progress, Silent
+from skipalign.resolved import Training
 from skipalign.rope import NoExtension
 from skipalign.shapes import COUNTED
-from skipalign.study import Training
 from skipalign.survey import (
     DataFacts,
     ModelFacts,
@@ -80,6 +81,7 @@ def start(
         )
     device, facts = look_at_device(gpu), look_at_model(model)
     reach = max_position or _reach(facts)
+    SkipAlign(max_position=reach)  # refuses a range that no strategy has, before much is read
     refuse_model(model, reach)
     tokenizer = load_tokenizer(model)
     surveys = [Survey(each, tokenizer, seed=seed, progress=progress) for each in data]
