@@ -171,6 +171,7 @@ def test_every_command_of_a_page_can_be_read_to_its_last_option(page: str, folde
 
 def shown_in(comments: str) -> Iterator[str]:
     """Yield the commands in backticks, and those on lines of their own."""
+    comments = re.sub(r"\\\n#? *", "", comments)  # a command that goes on in the next line
     text = re.sub(r"\n *#? *", " ", comments)
     yield from re.findall(r"`((?:skipalign|accelerate) [^`]+)`", text)
     for line in re.findall(
