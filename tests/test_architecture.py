@@ -431,7 +431,13 @@ def test_one_version_everywhere():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [__version__]
-    assert re.findall(r"^## \[(\d\S*)\]", changes, re.MULTILINE)[0] == __version__
+    released = re.findall(r"^## \[(\d\S*)\] - (\S+)$", changes, re.MULTILINE)
+    dates = re.findall(r"^date-released: (\S+)$", citation, re.MULTILINE)
+    assert dates == [date for _, date in released[:1]]
+    if released:
+        assert released[0][0] == __version__
+    else:
+        assert f"the first release will be {__version__} " in changes
 
 
 def defined_tests() -> set[str]:
