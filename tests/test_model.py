@@ -10,15 +10,19 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
     Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen3NextConfig,
+    SmolLM3Config,
 )
 from transformers.utils import logging
 
@@ -140,6 +144,21 @@ def test_a_temperature_that_follows_the_number_of_tokens_is_refused():
     refuse_skips(config, 256, where="x")
     with pytest.raises(ModelError, match=r"from 256 on \(floor_scale\)"):
         refuse_skips(config, 257, where="x")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPTNeoXConfig(),  # a quarter of the dimensions of a head turn
+        DeepseekV3Config(),  # queries and keys have a part without positions
+        SmolLM3Config(),  # every fourth layer has no positions
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_temperature_that_would_reach_a_part_of_the_logits_is_refused(config: PretrainedConfig):
+    with pytest.raises(ModelError, match=r"temperature 1\.45: .* do not turn"):
+        extend(config, Ntk(factor=2.0, temperature=1.45), None, where="x")
+    extend(config, Ntk(factor=2.0), None, where="x")
 
 
 def test_layers_that_keep_a_state_are_refused():

@@ -172,6 +172,7 @@ def extend(config: Config, rope: RopeExtension, max_position: int | None, *, whe
         ModelError: the model has no RoPE, or one that this extension cannot be applied to.
     """
     base = rope_base(config, where=where)
+    _refuse_temperature(config, rope, base, where=where)
     try:
         parameters, window = rope.apply(base, max_position or base.window)
     except ModelError as error:
@@ -180,6 +181,21 @@ def extend(config: Config, rope: RopeExtension, max_position: int | None, *, whe
         return
     config.rope_parameters = parameters
     config.max_position_embeddings = window
+
+
+def _refuse_temperature(config: Config, rope: RopeExtension, base: RopeBase, *, where: str) -> None:
+    """Refuse a temperature that would reach a part of the logits alone: it comes with RoPE."""
+    asked = getattr(rope, "temperature", None)
+    if asked in (None, 1.0):
+        return
+    turning = base.rotary_dim if getattr(config, "qk_nope_head_dim", 0) == 0 else 0
+    layers = getattr(config, "no_rope_layers", None) or (1,)
+    if turning < base.head_dim or not all(layers):
+        raise ModelError(
+            f"{where}: rope {rope.type} with temperature {asked:g}: it comes with the rotary "
+            f"embedding, and in {config.model_type} some dimensions or layers do not turn, whose "
+            "logits it would not reach - leave temperature out"
+        )
 
 
 def rope_base(config: Config, *, where: str) -> RopeBase:
