@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from skipalign import recipe, tiny
+from skipalign.evaluating import load_generator
 from skipalign.evaluation.needle import NeedlePrompt, NeedleSettings, build_prompts
 from skipalign.origin import sha256_of_files, write_result
-from skipalign.study import load_generator
 
 TRIALS = 2
 DENSE = Path(__file__).parents[1] / "recipes/bias-controls-tiny.yaml"

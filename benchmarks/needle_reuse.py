@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from skipalign import reuse, tiny
+from skipalign.evaluating import load_generator
 from skipalign.evaluation.needle import NeedlePrompt, NeedleSettings, build_prompts
 from skipalign.generation import TransformersGenerator
 from skipalign.origin import sha256_of_files, write_result
-from skipalign.study import load_generator
 from skipalign.tiny.corpus import KEYS, NEEDLE, QUESTION, VALUES
 
 # (lengths and depths, tokens of the longest prompt, timed pairs)

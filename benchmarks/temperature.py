@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from skipalign import recipe, tiny
+from skipalign.evaluating import load_generator
 from skipalign.evaluation.needle import by_length, evaluate_needle
 from skipalign.origin import sha256_of_files, write_result
-from skipalign.study import load_generator
 
 DENSE = Path(__file__).parents[1] / "recipes/bias-controls-tiny.yaml"
 WINDOW = 128

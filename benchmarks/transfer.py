@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from skipalign import recipe
+from skipalign.evaluating import load_generator
 from skipalign.evaluation.haystack import sentence_edges
 from skipalign.evaluation.needle import NeedleSettings, evaluate_needle
 from skipalign.evaluation.ruler_samples import published
 from skipalign.origin import sha256_of_files, write_result
 from skipalign.report import study_document
-from skipalign.study import load_generator
 from skipalign.tiny import PROSE
 from skipalign.tiny.corpus import KEYS, VALUES, read_prose
 from skipalign.workers import finished, shared_threads

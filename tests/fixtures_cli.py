@@ -65,7 +65,7 @@ def run(cli_folder: None, capfd: pytest.CaptureFixture[str]):
 @pytest.fixture
 def study(cli_folder: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Stand in for the rooms that take minutes; keep what they were called with."""
-    from skipalign import study
+    from skipalign import evaluating, study
 
     calls: dict[str, Any] = {}
 
@@ -86,7 +86,7 @@ def study(cli_folder: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(study, "run", keep("run", Path("runs/own/report.html")))
     monkeypatch.setattr(study, "seconds_by_stage", lambda *_: {"train": 12.0})
     found = {"task": "needle", "cells": [cell]}
-    monkeypatch.setattr(study, "evaluate_model", keep("evaluate", found))
+    monkeypatch.setattr(evaluating, "evaluate_model", keep("evaluate", found))
     monkeypatch.setattr(report_room, "write_report", keep("report", Path("runs/own/report.html")))
     monkeypatch.setattr(report_room, "table", lambda runs: [{"method": "own"}])
     monkeypatch.setattr(report_room, "terminal_tables", lambda runs: ["the table"])

@@ -23,8 +23,9 @@ from skipalign.model import load_model, load_tokenizer, merge
 from skipalign.positions import Contiguous, SkipAlign
 from skipalign.prepare import Source
 from skipalign.recipe import load
+from skipalign.resolved import Base, Training
 from skipalign.rope import NoExtension, Ntk
-from skipalign.study import Base, Training, evaluate, prepare
+from skipalign.study import evaluate, prepare
 from skipalign.study import train as train_in_study
 from skipalign.training import train
 from test_study import TEXTS

@@ -40,7 +40,7 @@ evaluation.tasks serving
 yaml_tree origin results scores shades downloads figures provenance
 comparison ablation parts boards gate page markup report card
 tiny.corpus tiny.pretraining tiny.make tiny.stories tiny.larger
-watching claim workers study plan budget
+watching resolved claim workers evaluating study plan budget
 export integrations integrations.trl
 grid schema recipe sample terminal preview preview_page doctor survey commented starter
 commands commands.options commands.data commands.training commands.evaluation commands.machine

@@ -13,8 +13,8 @@ from skipalign.key_bias import GapBias
 from skipalign.positions import SkipAlign
 from skipalign.prepare import Source
 from skipalign.progress import Silent
+from skipalign.resolved import Base, Training
 from skipalign.rope import Ntk
-from skipalign.study import Base, Training
 
 
 def training() -> Training:

@@ -18,9 +18,9 @@ from skipalign.model import load_model, load_tokenizer
 from skipalign.packing import Packing
 from skipalign.positions import SkipAlign
 from skipalign.prepare import Source
+from skipalign.resolved import Base, Training
 from skipalign.rope import Ntk
 from skipalign.rows import SkipAlignCollator
-from skipalign.study import Base, Training
 from skipalign.training import train
 from test_training import TRAINER, make_base, make_data
 

@@ -64,10 +64,10 @@ def test_what_is_left_out_has_the_defaults_of_its_room():
 
 
 def test_the_base_is_that_of_the_study():
-    from skipalign import study
+    from skipalign import resolved
 
-    assert study.Base(**Base(path="x").model_dump()) == study.Base(path="x")
-    names = [field.name for field in dataclasses.fields(study.Base)]
+    assert resolved.Base(**Base(path="x").model_dump()) == resolved.Base(path="x")
+    names = [field.name for field in dataclasses.fields(resolved.Base)]
     assert names == list(Base.model_fields)
 
 

@@ -22,9 +22,9 @@ from skipalign.packing import Packing
 from skipalign.positions import Contiguous, SkipAlign, Strategy
 from skipalign.prepare import Source
 from skipalign.progress import Silent
+from skipalign.resolved import Base, Training
 from skipalign.results import read_run, read_training
 from skipalign.rope import Ntk
-from skipalign.study import Base, Training
 from test_training import make_base
 
 STAGES = ("train", "needle", "stretch")
@@ -346,15 +346,6 @@ def test_packing_and_logit_scale_reach_the_training(folder: Path, tmp_path: Path
     assert "| logit\\_scale | 0.5 |" in card
     with pytest.raises(RunError, match=r"of other settings \(packing: "):
         study.run([one], tmp_path / "packed", recipe_text="name: demo\n")
-
-
-def test_an_embedded_base_is_evaluated_by_its_name(tmp_path: Path):
-    settings = NeedleSettings(lengths=(96,), depths=(0.5,), trials=1, max_new_tokens=2)
-    found = study.evaluate_model("tiny", settings, tmp_path)
-    assert read_json(tmp_path / "environment.json")["seeds"] == [settings.seed]
-    assert [cell["n"] for cell in found["cells"]] == [1]
-    generator, _ = study.load_generator("tiny")
-    assert generator.identity == study.load_generator(tiny.BASE)[0].identity
 
 
 def test_embedded_bases_share_a_tokenizer_and_their_data(

@@ -13,8 +13,8 @@ from skipalign.borders import takes_borders
 from skipalign.costs import LINEARS, PARTS, Load, LowRank, Mask, memory, token_flops
 from skipalign.errors import RecipeError
 from skipalign.plan import arguments_for_any_device, config_of, short_reach
+from skipalign.resolved import Training
 from skipalign.shapes import shape_of
-from skipalign.study import Training
 
 GIB = 2**30
 USABLE = 0.9  # of a GPU's memory: the rest is the driver's, the kernels' and between tensors

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from skipalign import tiny
 from skipalign.errors import RunError
@@ -16,12 +16,10 @@ from skipalign.files import defaults, read_json, write_json
 from skipalign.model import weights_digest
 from skipalign.prepare import digests_of
 from skipalign.progress import Progress
-
-if TYPE_CHECKING:
-    from skipalign.study import Training
+from skipalign.resolved import Training
 
 
-def folder_of(training: "Training", run_dir: Path) -> Path:
+def folder_of(training: Training, run_dir: Path) -> Path:
     """Return the folder of a training: where it has begun, else the one it was given.
 
     A recipe's only training has the run folder itself, several have METHOD/seed-N each: one that
@@ -43,7 +41,7 @@ def trained_on(out: Path) -> dict[str, Any] | None:
     return read_json(path).get("data") if holds_work(out) and path.exists() else None
 
 
-def finished(training: "Training", out: Path, progress: Progress) -> dict[str, Any] | None:
+def finished(training: Training, out: Path, progress: Progress) -> dict[str, Any] | None:
     """Return the training.json of a finished training, or None.
 
     Raises:
@@ -59,7 +57,7 @@ def finished(training: "Training", out: Path, progress: Progress) -> dict[str, A
     return read_json(out / "training.json")
 
 
-def require_same_settings(training: "Training", out: Path) -> None:
+def require_same_settings(training: Training, out: Path) -> None:
     """Refuse a folder whose training has begun with other settings.
 
     Raises:
@@ -81,7 +79,7 @@ def holds_work(out: Path) -> bool:
     return made or any((out / "checkpoints").glob("checkpoint-*"))
 
 
-def unlike(found: Mapping[str, Any], training: "Training") -> list[str]:
+def unlike(found: Mapping[str, Any], training: Training) -> list[str]:
     """Say in which settings a folder's training differs; what is absent there was its default."""
     new = json.loads(json.dumps(training.settings(), default=str))
     parts = ("key_bias", "packing", "adapter", "rope")
@@ -110,7 +108,7 @@ def _with_defaults(found: Any, part: Any) -> Any:
     return found if not isinstance(found, dict) or part is None else defaults(part) | found
 
 
-def claim(training: "Training", out: Path, base: str, progress: Progress) -> str | None:
+def claim(training: Training, out: Path, base: str, progress: Progress) -> str | None:
     """Write what the folder is for; return the digest of the base's weights, None for a hub id.
 
     Raises:

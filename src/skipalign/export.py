@@ -18,8 +18,8 @@ from skipalign.errors import DataError, RecipeError
 from skipalign.example_file import ExampleFile
 from skipalign.files import write_text, written_aside
 from skipalign.progress import Progress, Silent
+from skipalign.resolved import Training
 from skipalign.rows import row_of
-from skipalign.study import Training
 from skipalign.visits import Visit, VisitSampler
 
 SUFFIXES = (".jsonl", ".parquet")

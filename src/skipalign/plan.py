@@ -15,8 +15,8 @@ from skipalign.errors import DataError, RecipeError
 from skipalign.layout import refuse_layout
 from skipalign.model import extend, load_config, refuse_skips, rope_base
 from skipalign.prepare import Source
+from skipalign.resolved import Training
 from skipalign.shapes import read_architecture
-from skipalign.study import Training
 from skipalign.training import training_arguments
 
 COLUMNS = ("method", "seed", "base", "max_position", "steps", "tokens_per_step")

@@ -55,7 +55,7 @@ from skipalign.yaml_tree import (
 )
 
 if TYPE_CHECKING:
-    from skipalign.study import Training
+    from skipalign.resolved import Training
 
 _LARGEST = 2**17  # bytes of a recipe: YAML of a MB is read for half a minute
 _DATA_SUFFIXES = {".jsonl", ".ndjson", ".csv", ".parquet", ".gz"}
@@ -155,16 +155,16 @@ class Recipe:
         return tuple(self._training(method, seed, len(pairs) == 1) for method, seed in pairs)
 
     def _training(self, method: str, seed: int, alone: bool) -> "Training":
-        from skipalign import study
+        from skipalign import resolved
 
         settings = self.methods[method]
         inside = f"methods.{method}." if self.several else ""
         arguments.check(settings.trainer, f"{self.where}: {inside}trainer")
-        return study.Training(
+        return resolved.Training(
             method=method,
             seed=seed,
             directory="" if alone else f"{method}/seed-{seed}",
-            base=study.Base(**settings.base.of(seed).model_dump()),
+            base=resolved.Base(**settings.base.of(seed).model_dump()),
             architecture=settings.architecture,
             sources=settings.sources,
             strategies=settings.strategies,

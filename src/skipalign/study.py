@@ -12,37 +12,32 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from skipalign import coverage, report, tiny, workers
 from skipalign import prepare as prepare_room
-from skipalign.adapters import Adapter
 from skipalign.card import license_of, write_card
 from skipalign.claim import claim, finished, folder_of, require_same_settings, trained_on
 from skipalign.distribution import is_first, on_first
 from skipalign.encoding import DEFAULT_TEMPLATE
 from skipalign.errors import RunError
-from skipalign.evaluation.tasks import TASKS, task_of
+from skipalign.evaluating import load_generator
+from skipalign.evaluation.tasks import TASKS
 from skipalign.example_file import ExampleFile
 from skipalign.files import alone_in, defaults, read_json, write_json, write_text
-from skipalign.generation import Generator, TransformersGenerator
-from skipalign.key_bias import KeyBias
 from skipalign.model import load_model, load_tokenizer, save_model, weights_digest
 from skipalign.origin import environment
-from skipalign.packing import Packing
-from skipalign.positions import Strategy
-from skipalign.prepare import Source, digests_of, require_same_files
+from skipalign.prepare import digests_of, require_same_files
 from skipalign.progress import Labelled, Progress, Silent
+from skipalign.resolved import Training
 from skipalign.results import of_other_weights
-from skipalign.rope import RopeExtension
 from skipalign.tiny import make
 from skipalign.training import train as fine_tune
 from skipalign.training import training_arguments
@@ -50,90 +45,6 @@ from skipalign.watching import Watching
 
 SHARED_DATA = ("rejected.jsonl", "accounting.json")
 _SILENT = Silent()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Base:
-    """The checkpoint that a training starts from: `tiny-N`, a local folder or a hub id."""
-
-    path: str
-    revision: str | None = None
-    dtype: str = "float32"
-    attn_implementation: str = "sdpa"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """One method with one seed, everything resolved.
-
-    Args:
-        method: its name in tables.
-        seed: of order, positions and dropout.
-        directory: below the run folder; "" is the run folder itself.
-        base: what it starts from.
-        sources: the conversations.
-        strategies: position strategy by source name.
-        key_bias: added to attention logits of keys in training, or None.
-        rope: RoPE extension.
-        packing: how samples share rows, or None.
-        logit_scale: what attention logits are multiplied by in training, or None.
-        chunked_loss: whether the loss is computed a part of the tokens at a time.
-        adapter: what is trained instead of all weights, or None.
-        trainer: keys of transformers' TrainingArguments.
-        template_kwargs: what the chat template takes.
-        tasks: the settings of each task to evaluate, by its name.
-        watch: after how many steps each time a task is asked in training, by its name.
-        architecture: a file with the numbers of the base, for plans and dry runs, or None.
-        train: False evaluates the extended base as it is.
-    """
-
-    method: str
-    seed: int
-    directory: str
-    base: Base
-    sources: tuple[Source, ...]
-    strategies: Mapping[str, Strategy]
-    rope: RopeExtension
-    key_bias: KeyBias | None = None
-    packing: Packing | None = None
-    logit_scale: float | str | None = None
-    chunked_loss: bool = False
-    adapter: Adapter | None = None
-    trainer: Mapping[str, Any] = field(default_factory=dict)
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    tasks: Mapping[str, Any] = field(default_factory=dict)
-    watch: Mapping[str, int] = field(default_factory=dict)
-    architecture: str | None = None
-    train: bool = True
-
-    @property
-    def max_position(self) -> int:
-        """The largest range of positions that any of its strategies uses; 0 without skips."""
-        return max(getattr(each, "max_position", 0) for each in self.strategies.values())
-
-    def settings(self) -> dict[str, Any]:
-        """Return all that decides the weights, ready for JSON."""
-        strategies = {
-            name: {"name": strategy.name, **asdict(strategy)}  # type: ignore[call-overload]
-            for name, strategy in self.strategies.items()
-        }
-        bias, adapter = self.key_bias, self.adapter
-        return {
-            "method": self.method,
-            "seed": self.seed,
-            "base": asdict(self.base),
-            "sources": [asdict(source) for source in self.sources],
-            "strategies": strategies,
-            "key_bias": {"name": bias.name, **asdict(bias)} if bias else None,  # type: ignore[call-overload]
-            "packing": asdict(self.packing) if self.packing else None,
-            "logit_scale": self.logit_scale,
-            "chunked_loss": self.chunked_loss or None,  # None: as in folders that know no such key
-            "adapter": {"type": adapter.type, **asdict(adapter)} if adapter else None,
-            "rope": {"type": self.rope.type, **asdict(self.rope)},  # type: ignore[call-overload]
-            "trainer": dict(self.trainer),
-            "template_kwargs": dict(self.template_kwargs),
-            "train": self.train,
-        }
 
 
 def run(
@@ -453,59 +364,6 @@ def _answered(out: Path, task: str, settings: Any) -> bool:
     asked = json.loads(json.dumps(asdict(settings)))
     found = defaults(settings) | document["settings"]
     return all(found.get(key) == value for key, value in asked.items())
-
-
-def load_generator(
-    model_dir: str | Path, progress: Progress = _SILENT
-) -> tuple[TransformersGenerator, Any]:
-    """Load a finished model, or an embedded base by its name: natural positions, no key bias."""
-    place = make.base(str(model_dir), progress)
-    tokenizer = load_tokenizer(place)
-    model: Any = load_model(place, progress=progress)
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    return TransformersGenerator(model, tokenizer), tokenizer
-
-
-def evaluate_model(
-    model_dir: str | Path, settings: Any, out: Path, progress: Progress = _SILENT
-) -> dict[str, Any]:
-    """Evaluate the model in a folder (or of a hub id) in the task that `settings` belong to."""
-    backend = {"name": "transformers", "model": str(model_dir)}
-    loaded = load_generator(model_dir, progress)
-    digest = weights_digest(tiny.found(str(model_dir)), progress)
-    return evaluate_generator(
-        *loaded, settings, out, progress, backend=backend, model_digest=digest
-    )
-
-
-def evaluate_generator(
-    generator: Generator,
-    tokenizer: Any,
-    settings: Any,
-    out: Path,
-    progress: Progress = _SILENT,
-    *,
-    backend: Mapping[str, Any],
-    model_digest: str | None = None,
-) -> dict[str, Any]:
-    """Evaluate what answers prompts in the task that `settings` belong to.
-
-    environment.json beside TASK.json says what the figures come from, as in a run folder.
-
-    Args:
-        backend: what it is, for TASK.json.
-        model_digest: of its weights, where they are known.
-    """
-    task = task_of(settings)
-    with alone_in(out):
-        document = task.evaluate(generator, tokenizer, settings, out, progress)
-        document |= {"backend": dict(backend)}
-        document |= {"model_digest": model_digest} if model_digest else {}
-        write_json(out / f"{task.name}.json", document)
-        drawn = {"seeds": [settings.seed]} if hasattr(settings, "seed") else {}
-        write_json(out / "environment.json", {**environment(), **drawn})
-    return document
 
 
 def _note_seconds(out: Path, stage: str, seconds: float) -> None:

@@ -254,7 +254,7 @@ def _task_settings(run_dir: Path | None, overrides: Sequence[str], given: Mappin
 
 def _answering(model: str, given: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
     """Return what evaluates settings with the backend that was chosen, loaded if it is not ours."""
-    from skipalign import study
+    from skipalign import evaluating
 
     own: dict[str, tuple[str, ...]] = {
         "http": ("base_url", "tokenizer", "api_key_env", "backend_settings"),
@@ -266,10 +266,10 @@ def _answering(model: str, given: Mapping[str, Any]) -> Callable[..., dict[str, 
             word = "with" if name == "backend_settings" else _dashed(name)
             raise click.UsageError(f"--{word} does not belong to --backend {given['backend']}")
     if given["backend"] == "transformers":
-        return functools.partial(study.evaluate_model, model)
+        return functools.partial(evaluating.evaluate_model, model)
     loaded = (_server if given["backend"] == "http" else _vllm)(model, given)
     generator, tokenizer, backend = loaded
-    return functools.partial(study.evaluate_generator, generator, tokenizer, backend=backend)
+    return functools.partial(evaluating.evaluate_generator, generator, tokenizer, backend=backend)
 
 
 def _server(model: str, given: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:

@@ -15,7 +15,7 @@ from skipalign.visible import visible
 
 if TYPE_CHECKING:
     from skipalign.recipe import Recipe
-    from skipalign.study import Training
+    from skipalign.resolved import Training
 
 Command = Callable[..., Any]
 

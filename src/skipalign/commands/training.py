@@ -33,7 +33,7 @@ from skipalign.terminal import (
 
 if TYPE_CHECKING:
     from skipalign.recipe import Recipe
-    from skipalign.study import Training
+    from skipalign.resolved import Training
 
 
 @click.command()

@@ -1,0 +1,71 @@
+"""Whatever answers prompts -> TASK.json: a task asked of a folder's model, or of a backend."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skipalign import tiny
+from skipalign.evaluation.tasks import task_of
+from skipalign.files import alone_in, write_json
+from skipalign.generation import Generator, TransformersGenerator
+from skipalign.model import load_model, load_tokenizer, weights_digest
+from skipalign.origin import environment
+from skipalign.progress import Progress, Silent
+from skipalign.tiny import make
+
+_SILENT = Silent()
+
+
+def load_generator(
+    model_dir: str | Path, progress: Progress = _SILENT
+) -> tuple[TransformersGenerator, Any]:
+    """Load a finished model, or an embedded base by its name: natural positions, no key bias."""
+    place = make.base(str(model_dir), progress)
+    tokenizer = load_tokenizer(place)
+    model: Any = load_model(place, progress=progress)
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    return TransformersGenerator(model, tokenizer), tokenizer
+
+
+def evaluate_model(
+    model_dir: str | Path, settings: Any, out: Path, progress: Progress = _SILENT
+) -> dict[str, Any]:
+    """Evaluate the model in a folder (or of a hub id) in the task that `settings` belong to."""
+    backend = {"name": "transformers", "model": str(model_dir)}
+    loaded = load_generator(model_dir, progress)
+    digest = weights_digest(tiny.found(str(model_dir)), progress)
+    return evaluate_generator(
+        *loaded, settings, out, progress, backend=backend, model_digest=digest
+    )
+
+
+def evaluate_generator(
+    generator: Generator,
+    tokenizer: Any,
+    settings: Any,
+    out: Path,
+    progress: Progress = _SILENT,
+    *,
+    backend: Mapping[str, Any],
+    model_digest: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate what answers prompts in the task that `settings` belong to.
+
+    environment.json beside TASK.json says what the figures come from, as in a run folder.
+
+    Args:
+        backend: what it is, for TASK.json.
+        model_digest: of its weights, where they are known.
+    """
+    task = task_of(settings)
+    with alone_in(out):
+        document = task.evaluate(generator, tokenizer, settings, out, progress)
+        document |= {"backend": dict(backend)}
+        document |= {"model_digest": model_digest} if model_digest else {}
+        write_json(out / f"{task.name}.json", document)
+        drawn = {"seeds": [settings.seed]} if hasattr(settings, "seed") else {}
+        write_json(out / "environment.json", {**environment(), **drawn})
+    return document
