@@ -50,9 +50,28 @@ def test_values_that_would_fail_within_a_training_are_refused_before(
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("trainer", "told"),
+    [
+        ({"lr_scheduler_kwargs": {"x": 1}}, "unexpected keyword argument 'x'"),
+        ({"optim_args": "x"}, "not enough values"),
+        ({"adam_beta1": 2}, "Invalid beta"),
+        ({"report_to": "foo"}, "foo is not supported"),
+    ],
+)
+def test_what_optimizer_schedule_or_reporter_refuse_is_refused_before(
+    trainer: dict[str, Any], told: str, tmp_path: Path
+):
+    with pytest.raises(RecipeError, match=f"^trainer: .*{told}.*change that value in the recipe$"):
+        training_arguments(trainer, output_dir=tmp_path, seed=0)
+
+
 def test_what_transformers_takes_is_passed_on(tmp_path: Path):
     plain: dict[str, Any] = {"learning_rate": 1, "warmup_steps": 0.1, "bf16": False}
     plain |= {"save_total_limit": None, "report_to": ["none"], "optim": "adamw_torch"}
+    # Another machine may have what an optimizer needs.
+    training_arguments({"optim": "paged_adamw_8bit"}, output_dir=tmp_path, seed=0)
+    training_arguments({"lr_scheduler_type": "constant"}, output_dir=tmp_path, seed=0)
     found = training_arguments(plain, output_dir=tmp_path, seed=3)
     assert found.learning_rate == 1
     assert found.seed == 3

@@ -5,6 +5,7 @@ not at all; so each is held against the type that it declares before anything is
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cache
@@ -14,7 +15,8 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
 
 from skipalign.distribution import engine_checkpoints
 from skipalign.errors import RecipeError
@@ -67,7 +69,7 @@ def training_arguments(trainer: Mapping[str, Any], *, output_dir: Path, seed: in
     if engine_checkpoints():  # the Trainer takes it from one of the two only
         values = {**values, "activation_checkpointing": False}
     try:
-        return TrainingArguments(
+        made = TrainingArguments(
             **values,
             output_dir=str(output_dir),
             seed=seed,
@@ -75,9 +77,29 @@ def training_arguments(trainer: Mapping[str, Any], *, output_dir: Path, seed: in
             remove_unused_columns=False,
             disable_tqdm=True,
         )
+        _try(made)
+        return made
     except (ValueError, TypeError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise RecipeError(f"trainer: {first_line}; change that value in the recipe") from None
+
+
+def _try(args: TrainingArguments) -> None:
+    """Make optimizer, schedule and reporters of them, for one number instead of a model.
+
+    What this machine has not, a package or a kernel, is left to the training on one that has.
+
+    Raises:
+        ValueError, TypeError: settings that the training would end on.
+    """
+    get_reporting_integration_callbacks(args.report_to)
+    if args.optim_target_modules is not None:  # these optimizers ask for the model
+        return
+    with suppress(ImportError, RuntimeError):
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **settings)
+        given: Any = args.lr_scheduler_kwargs
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=given)
 
 
 def check(trainer: Mapping[str, Any], where: str = "trainer") -> None:
