@@ -74,7 +74,7 @@ def data(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _few_samples_at_once(monkeypatch):
-    monkeypatch.setattr(longbench, "_TOKENS_AT_ONCE", 700)
+    monkeypatch.setattr("skipalign.generation._TOKENS_AT_ONCE", 700)
 
 
 def ask(generator, settings, out, **more):

@@ -218,7 +218,7 @@ def test_a_real_model_is_asked(tokenizer, settings, tmp_path):
 
 def interrupted(tokenizer, settings, out, monkeypatch, after):
     """Leave `out` as a kill would after `after` trials; every prompt is asked on its own."""
-    monkeypatch.setattr("skipalign.evaluation.needle._TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("skipalign.generation._TOKENS_AT_ONCE", 1)
     with pytest.raises(KeyboardInterrupt):
         evaluate_needle(Reader(tokenizer, dies_after=after), tokenizer, settings, out)
     assert not (out / "needle.json").exists()

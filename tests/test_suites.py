@@ -106,7 +106,7 @@ def test_rows_hold_what_was_asked_and_answered(tmp_path):
 
 def test_samples_are_asked_together_by_tokens_and_by_length_of_the_answer(tmp_path, monkeypatch):
     one = len(Asker(Teller(str), tokenizer(), SETTINGS).tokens(sample(0))[0])
-    monkeypatch.setattr("skipalign.evaluation.suites._TOKENS_AT_ONCE", 3 * one)
+    monkeypatch.setattr("skipalign.generation._TOKENS_AT_ONCE", 3 * one)
     groups = []
     teller = Teller(lambda _: "7")
     generate = teller.generate
@@ -122,7 +122,7 @@ def test_samples_are_asked_together_by_tokens_and_by_length_of_the_answer(tmp_pa
 
 
 def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr("skipalign.evaluation.suites._TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("skipalign.generation._TOKENS_AT_ONCE", 1)
     samples = [sample(n, f"Question {n}") for n in range(6)]
     expected = ask(Teller(lambda text: text[-3:]), samples, tmp_path / "whole")
     first = Teller(lambda text: text[-3:])

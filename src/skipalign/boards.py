@@ -19,7 +19,7 @@ from skipalign.evaluation.tasks import TASKS
 from skipalign.parts import Part, Scores, over_seeds, scores_of, words
 from skipalign.provenance import flatten
 from skipalign.results import TOKENS_OF_TASK, Group
-from skipalign.scores import conditions, settings_digest
+from skipalign.scores import conditions, refuse_unread, settings_digest
 
 # The tasks that are no curve over tokens.
 NAMES = tuple(name for name in TASKS if name not in TOKENS_OF_TASK)
@@ -101,9 +101,7 @@ def only_block(groups: Sequence[Group], task: str) -> Block | None:
     Raises:
         RunError: results that cannot be read, or that were not all measured in one way.
     """
-    for training in (training for each in groups for training in each.trainings):
-        if task in training.unread:
-            raise RunError(training.unread[task])
+    refuse_unread(groups, task)
     found = blocks(groups, task)
     if len(found) > 1:
         if task == LONGBENCH:

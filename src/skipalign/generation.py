@@ -29,6 +29,9 @@ _TOKENS_ON_CACHE = 2048
 # Numbers in the logits of one forward pass over texts: 1 GiB in float32.
 _LOGITS_AT_ONCE = 2**28
 
+# Tokens of prompts that a task hands over together; a kill loses no more than that.
+_TOKENS_AT_ONCE = 65536
+
 _Each = TypeVar("_Each")
 
 
@@ -97,13 +100,13 @@ def answers_of(
         yield from enumerate(generator.generate(prompts, **options))
 
 
-def tokens_at_once(generator: Generator, default: int) -> int:
+def tokens_at_once(generator: Generator) -> int:
     """Return how many tokens of prompts a task hands over together.
 
     A kill loses what was handed over and not given back: a backend with `stream` gives back each
-    answer, and may take more than `default`.
+    answer, and may take more.
     """
-    return int(getattr(generator, "tokens_at_once", default))
+    return int(getattr(generator, "tokens_at_once", _TOKENS_AT_ONCE))
 
 
 class TransformersGenerator:

@@ -338,9 +338,7 @@ def only_section(groups: Sequence[Group], task: str) -> Section | None:
     Raises:
         RunError: a training's results cannot be read, or not all were measured in one way.
     """
-    for training in (training for each in groups for training in each.trainings):
-        if task in training.unread:
-            raise RunError(training.unread[task])
+    refuse_unread(groups, task)
     found = sections(groups, task)
     if len(found) > 1:
         raise RunError(
@@ -349,6 +347,17 @@ def only_section(groups: Sequence[Group], task: str) -> Section | None:
             "page, which shows them apart"
         )
     return found[0] if found else None
+
+
+def refuse_unread(groups: Sequence[Group], task: str) -> None:
+    """Refuse to leave out results that are there.
+
+    Raises:
+        RunError: a training's results cannot be read.
+    """
+    for training in (training for each in groups for training in each.trainings):
+        if task in training.unread:
+            raise RunError(training.unread[task])
 
 
 def unlike(one: Section, other: Section) -> str:

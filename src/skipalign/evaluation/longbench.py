@@ -37,9 +37,6 @@ TASK = "longbench"
 PREDICTIONS = "predictions"
 # What the answers of a folder were made with.
 ASKED = "asked.json"
-# Samples are asked together up to this many tokens; a kill loses no more than that, and less
-# where answers come one by one.
-_TOKENS_AT_ONCE = 65536
 _SILENT = Silent()
 
 
@@ -196,7 +193,7 @@ def _ask(
     more: dict[str, Any] = {}
     if task == "samsum":  # models go on with further dialogues; and some begin with a line end
         more = {"more_stop_ids": (maker.newline_id(),), "min_new_tokens": 1}
-    most = tokens_at_once(generator, _TOKENS_AT_ONCE)
+    most = tokens_at_once(generator)
     thinks = maker.opens_thought(task)
     with progress.bar(task, total=len(pending)) as bar:
         for group in _groups(maker, task, pending, most):

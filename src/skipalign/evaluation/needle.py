@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 TASK = "needle"
 TRIALS = "needle.trials.jsonl"
-# Prompts of one length are asked together up to this many tokens; a kill loses no more than that,
-# and less where answers come one by one.
-_TOKENS_AT_ONCE = 65536
 # Prompts that a run with reuse also computes the plain way, and the stream that chooses them.
 _NUM_CHECKED, _CHECKS = 4, 0xC4EC
 # Below it white is the more readable on the map's colour, above it black.
@@ -281,7 +278,7 @@ def _asked(
     """Ask prompts of one length together, so that short ones fill the generator's batches."""
     from skipalign.generation import answers_of, tokens_at_once
 
-    most, num_tokens = tokens_at_once(generator, _TOKENS_AT_ONCE), grid.settings.max_new_tokens
+    most, num_tokens = tokens_at_once(generator), grid.settings.max_new_tokens
     for length, same in groupby(sorted(pending), key=lambda place: place[0]):
         waiting, num = list(same), max(1, most // length)
         for start in range(0, len(waiting), num):

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from skipalign.generation import Generator
 
-# Samples are asked together up to this many tokens; a kill loses no more than that, and less
-# where answers come one by one.
-_TOKENS_AT_ONCE = 65536
 _INTERVALS = 0x5317E
 _MARK = "THE-PROMPT-GOES-HERE"
 
@@ -218,7 +215,7 @@ class Asker:
         """
         from skipalign.generation import tokens_at_once
 
-        most = tokens_at_once(self.generator, _TOKENS_AT_ONCE)
+        most = tokens_at_once(self.generator)
         ids: dict[str, None] = {}
         group: list[tuple[Sample, Int[np.ndarray, " T"], bool]] = []
         for sample in samples:

@@ -125,7 +125,10 @@ class RowMaker:
         return ids, weights
 
     def _conversation(self) -> tuple[Any, Any]:
-        ids, trained = self.conversations[self.rng.integers(len(self.conversations))]
+        return self._filled_up(*self.conversations[self.rng.integers(len(self.conversations))])
+
+    def _filled_up(self, ids: Any, trained: Any) -> tuple[Any, Any]:
+        """Return a conversation with prose behind it, its answers weighing four times as much."""
         rest, _ = self._prose()
         missing = self.window - len(ids)
         weights = np.concatenate([np.where(trained, 4.0, 1.0), np.ones(missing)])

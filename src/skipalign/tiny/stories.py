@@ -263,11 +263,7 @@ class StoryRows(RowMaker):
         self.marks = (user, assistant, end)
 
     def _conversation(self) -> tuple[Any, Any]:
-        ids, trained = self.maker.encoded(self.maker.draw(self.rng), self.marks)
-        rest, _ = self._prose()
-        missing = self.window - len(ids)
-        weights = np.concatenate([np.where(trained, 4.0, 1.0), np.ones(missing)])
-        return np.concatenate([ids, rest[:missing]]), weights
+        return self._filled_up(*self.maker.encoded(self.maker.draw(self.rng), self.marks))
 
     def asked(self, num_rows: int) -> tuple[Any, Any]:
         """Draw rows that hold a conversation each, and which of their tokens are answers."""
