@@ -49,7 +49,10 @@ def test_a_dry_run_in_json(run: Any):
 
 def test_a_dry_run_lists_the_trainings_that_are_chosen(run: Any):
     found = run("compare", "many.yaml", "--dry-run", "--only", "skipalign,base", "--seeds", "3")
-    assert [line.split()[1:4] for line in found.out.splitlines() if line.startswith("#")] == [
+    comments = [line.split() for line in found.out.splitlines() if line.startswith("#")]
+    told = [words[1:4] for words in comments if words[1] == "warning:"]
+    assert told == [["warning:", "rope", "none:"]]
+    assert [words[1:4] for words in comments if words[1] != "warning:"] == [
         ["method", "seed", "base"],
         ["base", "0", "tiny"],
         ["skipalign", "0", "tiny"],

@@ -12,7 +12,7 @@ from skipalign.adapters import Adapter
 from skipalign.borders import takes_borders
 from skipalign.costs import LINEARS, PARTS, Load, LowRank, Mask, memory, token_flops
 from skipalign.errors import RecipeError
-from skipalign.plan import arguments_for_any_device, config_of, short_reach
+from skipalign.plan import arguments_for_any_device, config_of, short_reaches
 from skipalign.resolved import Training
 from skipalign.shapes import shape_of
 
@@ -83,7 +83,7 @@ def estimate(
             once.setdefault(training.method, training)
     if not once:
         raise RecipeError("no method of this recipe is trained; there is nothing to plan")
-    notes: dict[str, None] = {}
+    notes = dict.fromkeys(f"warning: {each}" for each in short_reaches([*once.values()]))
     methods = [_Method(each, known, gpus, shared, mfu).found(notes) for each in once.values()]
     return {"gpu": gpu, "gpus": gpus, "methods": methods, "notes": list(notes)}
 
@@ -121,7 +121,6 @@ class _Method:
     def found(self, notes: dict[str, None]) -> dict[str, Any]:
         """Return the method's part of the plan; add what it does not count to `notes`."""
         training, args, shape = self.training, self.args, self.shape
-        notes |= dict.fromkeys(f"warning: {each}" for each in short_reach(training))
         load, shares = self._load(), self._token_shares()
         mean = 1 / sum(share / tokens for tokens, share in shares.items())
         tokens = None

@@ -33,7 +33,7 @@ def examine(trainings: Sequence[Training]) -> dict[str, Any]:
 
     Returns:
         {"trainings": [{method, seed, base, max_position, steps, tokens_per_step}], "notes": [what
-        could not be looked at], "warnings": [what will run, but is seldom meant]}.
+        could not be looked at], "warnings": [what will run, but may not be meant]}.
         tokens_per_step are those of one device, at most: rows that are shorter than they may be
         hold fewer; None without training.
 
@@ -41,17 +41,15 @@ def examine(trainings: Sequence[Training]) -> dict[str, Any]:
         SkipalignError: something that would stop the run.
     """
     notes: dict[str, None] = {}
-    warnings: dict[str, None] = {}
     sources = dict.fromkeys(each for training in trainings for each in _sources(training))
     for source in sources:
         notes |= dict.fromkeys(_check_source(source))
     for training in trainings:
         notes |= dict.fromkeys(_check_trainer(training))
-        warnings |= dict.fromkeys(short_reach(training))
         notes |= dict.fromkeys(_check_base(training))
         _check_layout(training)
     rows = [_row(training) for training in trainings]
-    return {"trainings": rows, "notes": list(notes), "warnings": list(warnings)}
+    return {"trainings": rows, "notes": list(notes), "warnings": short_reaches(trainings)}
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
@@ -149,9 +147,17 @@ def _check_base(training: Training) -> Iterator[str]:
         refuse_skips(config, max_position, where=base.path)
 
 
-def short_reach(training: Training) -> Iterator[str]:
-    """Say where a RoPE extension reaches less far than the positions; methods may mean that."""
-    config, asked = config_of(training), training.max_position
+def short_reaches(trainings: Sequence[Training]) -> list[str]:
+    """Say where RoPE extensions reach less far than positions; methods may mean that."""
+    methods: dict[str, dict[str, None]] = {}
+    for training in trainings:
+        for told in _short_reach(training):
+            methods.setdefault(told, {})[training.method] = None
+    return [f"{told} ({', '.join(names)})" for told, names in methods.items()]
+
+
+def _short_reach(training: Training) -> Iterator[str]:
+    config, asked = _config_here(training), training.max_position
     if config is None or not asked:
         return
     base = rope_base(config, where=training.base.path)
@@ -160,10 +166,10 @@ def short_reach(training: Training) -> Iterator[str]:
         return
     factor = getattr(training.rope, "factor", None)
     stretched = f" x factor {factor:g} = {reach:,}" if factor else ""
+    cure = f"give a factor of {asked / base.window:g}" if factor else "name a rope, such as ntk"
     yield (
-        f"{training.method}: rope {training.rope.type}: window {base.window:,}{stretched} < "
-        f"max_position {asked:,}; positions beyond it turn further than any that the base was "
-        f"trained on - give a factor of {asked / base.window:g}, or none to have it chosen"
+        f"rope {training.rope.type}: window {base.window:,}{stretched} < max_position {asked:,}; "
+        f"where that is not meant, {cure}"
     )
 
 
