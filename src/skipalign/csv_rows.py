@@ -15,7 +15,11 @@ _FIELD = re.compile(r'(?:"((?:[^"]++|"")*+)"|([^",\r\n]*+))(,|\r?\n?\Z)')
 
 
 def csv_rows(stream: BinaryIO, file: str, limit: int) -> Iterator[Row]:
-    """Yield the records by RFC 4180; where a stray quote swallows rows, it costs its line alone."""
+    """Yield the records by RFC 4180; where a stray quote swallows rows, it costs its line alone.
+
+    Raises:
+        DataError: the header cannot be used.
+    """
     lines = _Lines(numbered_lines(stream, limit))
     try:
         columns = _columns(lines.header())
