@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from skipalign.distribution import engine_checkpoints
 from skipalign.errors import RecipeError
@@ -65,9 +65,9 @@ def training_arguments(trainer: Mapping[str, Any], *, output_dir: Path, seed: in
         RecipeError: a key that the run owns, an unknown key, or a value that is refused.
     """
     check(trainer)
-    values = {**DEFAULTS, **trainer}
+    values: dict[str, Any] = {**DEFAULTS, **trainer}
     if engine_checkpoints():  # the Trainer takes it from one of the two only
-        values = {**values, "activation_checkpointing": False}
+        values["activation_checkpointing"] = False
     try:
         made = TrainingArguments(
             **values,
