@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-LONGEST_SECONDS = 120  # a start that hangs is ended
+LONGEST_SECONDS = 300  # a start that hangs is ended
 IMPORTED = ("cli", "study", "report", "remote", "evaluation.tasks")
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from made_starts import Ended, Start, Starter, no_disks
@@ -251,6 +252,41 @@ def no_half_files(run: Path) -> None:
     for path in run.rglob("*.json"):
         if not {"model", ".model.partial", ".partial"} & {*path.parts}:
             json.loads(path.read_text())
+
+
+@long
+def test_a_comparison_whose_own_process_is_killed_ends_its_workers_and_goes_on(
+    root: Path, starter: Starter, tmp_path: Path
+):
+    words = ("compare", "own.yaml", "seeds=[0, 1]", "-q")
+    changed = {"max_steps": "300", "save_steps": "20"}
+    whole = make_place(root, tmp_path / "whole", **changed)
+    assert starter.run(*words, cwd=whole).code == 0
+    place = make_place(root, tmp_path / "place", **changed)
+    start = starter.start(*words, "--jobs", "2", cwd=place)
+    logs = [folder / "loss.jsonl" for folder in seeds_of(place)]
+    until(lambda: any(len(read_json_lines(log)) >= 5 for log in logs), seconds=240)
+    workers = psutil.Process(start.pid).children(recursive=True)
+    start.kill()
+    assert start.end().code == -signal.SIGKILL
+    assert len(workers) >= 2
+    assert not psutil.wait_procs(workers, timeout=20)[1], "a worker lives on"
+    assert not all((folder / "training.json").exists() for folder in seeds_of(place))
+    ended = starter.run(*words, "--jobs", "2", cwd=place)
+    assert ended.code == 0, ended.err
+    for found, wanted in zip(seeds_of(place), seeds_of(whole), strict=True):
+        model, cells = "model/model.safetensors", "evaluation/needle/needle.json"
+        assert (found / model).read_bytes() == (wanted / model).read_bytes()
+        assert losses_in(found) == losses_in(wanted)
+        assert read_json(found / cells)["cells"] == read_json(wanted / cells)["cells"]
+
+
+def losses_in(folder: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_json_lines(folder / "loss.jsonl")]
+
+
+def seeds_of(place: Path) -> list[Path]:
+    return [place / f"runs/own/skipalign/seed-{seed}" for seed in (0, 1)]
 
 
 @long
