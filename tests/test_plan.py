@@ -118,6 +118,12 @@ def test_what_another_device_can_do_is_no_mistake():
             "which are not known to reach this implementation",
         ),
         ("methods.packed.strategy={name: pose, max_position: 512}", "a causal pack is one text"),
+        ("evaluation={needle: {lengths: [12]}}", "context_length 12: template, question and"),
+        (
+            "evaluation={stretch: {context_length: 12, distances: [64]}}",
+            "context_length 12: template, question",
+        ),
+        ("evaluation={perplexity: {lengths: [100000]}}", "documents with windows of up to 100,000"),
     ],
 )
 def test_what_would_stop_the_run_stops_the_dry_run(override: str, part: str):

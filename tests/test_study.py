@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from skipalign import report, study, tiny
-from skipalign.errors import RunError
+from skipalign.errors import RecipeError, RunError
 from skipalign.evaluation.needle import NeedleSettings
 from skipalign.evaluation.stretch import StretchSettings
 from skipalign.files import read_json, write_json
@@ -295,6 +295,17 @@ def test_a_training_that_becomes_one_of_several_is_neither_moved_nor_repeated(
     alone = replace(second, directory="")
     study.run([alone], out, recipe_text="name: demo\n")
     assert read_json(out / "training.json")["seed"] == 0
+
+
+def test_a_task_that_no_prompt_can_be_made_of_stops_the_run_before_it_begins(
+    folder: Path, tmp_path: Path
+):
+    first, second, _ = trainings(folder)
+    narrow = replace(second.tasks["needle"], lengths=(12, 64))
+    both = [first, replace(second, tasks={**second.tasks, "needle": narrow})]
+    with pytest.raises(RecipeError, match="context_length 12: template, question and 1 record"):
+        study.run(both, tmp_path / "run", recipe_text="name: demo\n")
+    assert not (tmp_path / "run").exists(), "an hour of training would be lost on it"
 
 
 def test_other_settings_never_mix_with_a_finished_training(folder: Path, finished: Path):

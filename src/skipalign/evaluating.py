@@ -1,21 +1,46 @@
 """Whatever answers prompts -> TASK.json: a task asked of a folder's model, or of a backend."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from skipalign import tiny
+from skipalign.encoding import DEFAULT_TEMPLATE
 from skipalign.evaluation.tasks import task_of
 from skipalign.files import alone_in, write_json
 from skipalign.generation import Generator, TransformersGenerator
 from skipalign.model import load_model, load_tokenizer, weights_digest
 from skipalign.origin import environment
 from skipalign.progress import Progress, Silent
+from skipalign.resolved import Training
 from skipalign.tiny import make
 
 _SILENT = Silent()
+
+
+def check_tasks(trainings: Iterable[Training]) -> None:
+    """Refuse tasks that no prompt can be made of, before anything is trained for them.
+
+    Each is tried once with the tokenizer of each base.
+
+    Raises:
+        SkipalignError: a prompt without room for what it must hold, or a text too short.
+    """
+    tokenizers: dict[tuple[str, str | None], Any] = {}
+    tried: set[tuple[str, str | None, str]] = set()
+    for training in trainings:
+        base = tiny.tokenizer_of(training.base.path), training.base.revision
+        for settings in training.tasks.values():
+            if (*base, repr(settings)) in tried:
+                continue
+            tried.add((*base, repr(settings)))
+            if base not in tokenizers:
+                tokenizers[base] = load_tokenizer(base[0], revision=base[1])
+                if tokenizers[base].chat_template is None:
+                    tokenizers[base].chat_template = DEFAULT_TEMPLATE
+            task_of(settings).check(tokenizers[base], settings)
 
 
 def load_generator(

@@ -12,6 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from skipalign import tiny
 from skipalign.conversation import Rejection, read_conversations
 from skipalign.errors import DataError, RecipeError
+from skipalign.evaluating import check_tasks
 from skipalign.layout import refuse_layout
 from skipalign.model import extend, load_config, refuse_skips, rope_base
 from skipalign.prepare import Source
@@ -48,6 +49,8 @@ def examine(trainings: Sequence[Training]) -> dict[str, Any]:
         notes |= dict.fromkeys(_check_trainer(training))
         notes |= dict.fromkeys(_check_base(training))
         _check_layout(training)
+    # A hub's cache may hold a config and no tokenizer, and asking it would call home.
+    check_tasks(each for each in trainings if Path(tiny.tokenizer_of(each.base.path)).exists())
     rows = [_row(training) for training in trainings]
     return {"trainings": rows, "notes": list(notes), "warnings": short_reaches(trainings)}
 

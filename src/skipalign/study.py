@@ -28,7 +28,7 @@ from skipalign.claim import claim, finished, folder_of, require_same_settings, t
 from skipalign.distribution import is_first, on_first
 from skipalign.encoding import DEFAULT_TEMPLATE
 from skipalign.errors import RunError
-from skipalign.evaluating import load_generator
+from skipalign.evaluating import check_tasks, load_generator
 from skipalign.evaluation.tasks import TASKS
 from skipalign.example_file import ExampleFile
 from skipalign.files import alone_in, defaults, read_json, write_json, write_text
@@ -72,6 +72,7 @@ def run(
     """
     with workers.shared_threads(jobs):
         todo = [each for each in trainings if only is None or each.method in only]
+        check_tasks(todo)
         begin(run_dir, recipe_text, todo, seeds=[training.seed for training in trainings])
         prepare(todo, run_dir, progress)
         max_position = max(training.max_position for training in trainings)

@@ -198,6 +198,17 @@ def build_prompts(
     return [grid.prompt(place) for place in grid.places()]
 
 
+def check_needle(tokenizer: "PreTrainedTokenizerBase", settings: NeedleSettings) -> None:
+    """Build the shortest prompts, those with the least room.
+
+    Raises:
+        SkipalignError: see `PromptMaker`.
+    """
+    grid = PromptGrid(tokenizer, settings)
+    for depth in settings.all_depths:
+        grid.prompt((min(settings.lengths), depth, 0))
+
+
 def evaluate_needle(
     generator: "Generator",
     tokenizer: "PreTrainedTokenizerBase",

@@ -141,6 +141,17 @@ def draw_stops(num_tokens: int, settings: PerplexitySettings) -> Int[np.ndarray,
     return longest + np.arange(num) * apart + shifts
 
 
+def check_perplexity(tokenizer: "PreTrainedTokenizerBase", settings: PerplexitySettings) -> None:
+    """Draw where the windows end.
+
+    Raises:
+        SkipalignError: a text that is missing or too short.
+    """
+    text = read_text(tokenizer, settings.haystack)
+    draw_stops(len(text.ids), settings)
+    _sliding_stops(text, settings)
+
+
 def evaluate_perplexity(
     generator: "Generator",
     tokenizer: "PreTrainedTokenizerBase",

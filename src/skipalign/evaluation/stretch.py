@@ -76,6 +76,15 @@ def stretched(prompt: Prompt, distance: int | None) -> Int[np.ndarray, " T"]:
     return positions
 
 
+def check_stretch(tokenizer: "PreTrainedTokenizerBase", settings: StretchSettings) -> None:
+    """Build the first prompt.
+
+    Raises:
+        SkipalignError: see `PromptMaker`.
+    """
+    _trial(PromptMaker(tokenizer, settings), settings, 0)
+
+
 def evaluate_stretch(
     generator: "Generator",
     tokenizer: "PreTrainedTokenizerBase",
@@ -95,11 +104,7 @@ def evaluate_stretch(
         SkipalignError: see `PromptMaker`.
     """
     maker = PromptMaker(tokenizer, settings)
-    trials: list[tuple[Prompt, Hidden]] = []
-    for trial in range(settings.trials):
-        rng = np.random.default_rng([settings.seed, _STREAM, trial])
-        hidden = settings.draw(rng, settings.context_length)
-        trials.append((maker.make(settings.context_length, rng.random(), hidden, rng), hidden))
+    trials = [_trial(maker, settings, trial) for trial in range(settings.trials)]
     distances = (None, *sorted(settings.distances))
     cells: list[dict[str, Any]] = []
     with progress.bar("stretch", total=len(trials) * len(distances)) as bar:
@@ -114,6 +119,12 @@ def evaluate_stretch(
     }
     columns = ("distance", "shifted", *SCORES)
     return write_results(Path(out), json.loads(json.dumps(document)), columns, _draw)
+
+
+def _trial(maker: PromptMaker, settings: StretchSettings, trial: int) -> tuple[Prompt, Hidden]:
+    rng = np.random.default_rng([settings.seed, _STREAM, trial])
+    hidden = settings.draw(rng, settings.context_length)
+    return maker.make(settings.context_length, rng.random(), hidden, rng), hidden
 
 
 def _cell(

@@ -13,16 +13,24 @@ from skipalign.evaluation.infinitebench import InfiniteBenchSettings, evaluate_i
 from skipalign.evaluation.lm_eval import LmEvalSettings, evaluate_lm_eval
 from skipalign.evaluation.longbench import LongBenchSettings, evaluate_longbench
 from skipalign.evaluation.longbench_v2 import LongBenchV2Settings, evaluate_longbench_v2
-from skipalign.evaluation.needle import NeedleSettings, evaluate_needle
+from skipalign.evaluation.needle import NeedleSettings, check_needle, evaluate_needle
 from skipalign.evaluation.needle import by_length as over_depths
 from skipalign.evaluation.nolima import NolimaSettings, evaluate_nolima
-from skipalign.evaluation.perplexity import PerplexitySettings, evaluate_perplexity
+from skipalign.evaluation.perplexity import (
+    PerplexitySettings,
+    check_perplexity,
+    evaluate_perplexity,
+)
 from skipalign.evaluation.ruler import RulerSettings, evaluate_ruler
 from skipalign.evaluation.short_check import ShortCheckSettings, evaluate_short_check
-from skipalign.evaluation.stretch import StretchSettings, evaluate_stretch
+from skipalign.evaluation.stretch import StretchSettings, check_stretch, evaluate_stretch
 from skipalign.evaluation.suites import by_length
 
 Cells = list[dict[str, Any]]
+
+
+def _take(*_: Any) -> None:
+    """Refuse nothing."""
 
 
 def _cells(document: Mapping[str, Any]) -> Cells:
@@ -41,6 +49,7 @@ class Task:
         measure: what a cell's mean is: a share of right answers, nats per token, or another score
             from 0 to 1.
         rows: a document's cells by `against` alone, ascending.
+        check: (tokenizer, settings) -> None; refuses what cannot be asked, without a model.
     """
 
     name: str
@@ -49,6 +58,7 @@ class Task:
     against: str | None
     measure: Literal["accuracy", "nats", "score"] = "accuracy"
     rows: Callable[[Mapping[str, Any]], Cells] = _cells
+    check: Callable[[Any, Any], None] = _take
 
     @property
     def document(self) -> str:
@@ -73,10 +83,16 @@ class Task:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("needle", NeedleSettings, evaluate_needle, "context_length", rows=over_depths),
-        Task("stretch", StretchSettings, evaluate_stretch, "distance"),
         Task(
-            "perplexity", PerplexitySettings, evaluate_perplexity, "context_length", measure="nats"
+            *("needle", NeedleSettings, evaluate_needle, "context_length"),
+            rows=over_depths,
+            check=check_needle,
+        ),
+        Task("stretch", StretchSettings, evaluate_stretch, "distance", check=check_stretch),
+        Task(
+            *("perplexity", PerplexitySettings, evaluate_perplexity, "context_length"),
+            measure="nats",
+            check=check_perplexity,
         ),
         Task("longbench", LongBenchSettings, evaluate_longbench, None, measure="score"),
         Task("longbench_v2", LongBenchV2Settings, evaluate_longbench_v2, None),
