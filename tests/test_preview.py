@@ -72,7 +72,7 @@ def test_every_message_is_shown_with_its_role_and_its_text(tmp_path: Path):
         assert re.search(rf"^{role}$", text, re.MULTILINE)
         assert content.split()[-1] in text
     assert "sample 0 of chats" in text
-    assert "chats.jsonl line 2" in text.replace("\n", " ")
+    assert "chats.jsonl line 2" in " ".join(text.split())
     assert "ours, seed 0, epoch 0" in text
 
 

@@ -137,7 +137,7 @@ def test_settings_are_frozen():
         ({"rope": {"type": "ntk", "factor": 0.5}}, "rope: rope ntk: factor is 0.5", "1 or more"),
         ({"base": {"path": "b", "dtype": "int8"}}, "base.dtype: is 'int8'", "bfloat16"),
         ({"base": {"dtype": "float32"}}, "base.path: is missing", ""),
-        ({"data": []}, "data: is a list", "at least 1"),
+        ({"data": []}, "data: holds 0", "at least 1"),
         ({"data": [{"name": "x"}]}, "data.0.path: is missing", ""),
         ({"data": ["a/x.jsonl", "b/x.jsonl"]}, "two sources", "'x'"),
         ({"data": {"path": "a", "weigth": 1}}, "data.0.weigth: no such key", "'weight'"),
