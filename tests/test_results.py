@@ -17,6 +17,7 @@ from skipalign.results import (
     pooled,
     read_run,
     read_training,
+    rows_of_training,
     training_window,
 )
 
@@ -240,7 +241,10 @@ def test_loss_keeps_the_later_line_of_a_step_and_passes_over_half_a_line(tmp_pat
 def test_the_training_window_is_that_of_normal(tmp_path):
     for method, window in (("long", 1024), ("normal", 128), ("short", 64)):
         make_training(tmp_path / method / "seed-0", method, 0, max_row_tokens=window)
-    assert training_window(group([read_run(tmp_path)])) == 128
+    groups = group([read_run(tmp_path)])
+    assert training_window(groups) == 128
+    assert rows_of_training(groups) == "128 tokens, but for long (1,024)"
     shutil.rmtree(tmp_path / "normal")
     assert training_window(group([read_run(tmp_path)])) == 64
     assert training_window([]) is None
+    assert rows_of_training([]) is None

@@ -26,7 +26,15 @@ from skipalign.provenance import (
     probes,
     settings,
 )
-from skipalign.results import DOCUMENTS, TOKENS_OF_TASK, Group, Run, group, training_window
+from skipalign.results import (
+    DOCUMENTS,
+    TOKENS_OF_TASK,
+    Group,
+    Run,
+    group,
+    rows_of_training,
+    training_window,
+)
 from skipalign.scores import at_window, reference, sections
 
 LONGEST_TITLE = 120  # characters of the runs' names
@@ -66,7 +74,7 @@ def page(runs: Sequence[Run], against: str | None = None) -> dict[str, Any]:
         "summary": _summary(groups),
         "missing": _missing(groups),
         "notes": _notes(runs, blocks),
-        "window": f"{window:,}" if window else None,
+        "training_rows": rows_of_training(groups),
         "tasks": tasks,
         "boards": shown_boards,
         "gates": gates(runs),

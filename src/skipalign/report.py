@@ -26,6 +26,7 @@ from skipalign.results import (
     Training,
     group,
     read_run,
+    rows_of_training,
     training_window,
 )
 from skipalign.scores import (
@@ -270,7 +271,7 @@ def add_results_to_cards(model_dirs: Sequence[str | Path], run_dir: str | Path) 
         folder = card.parent.resolve().parent
         own = [each for each in run.trainings if each.folder.resolve() == folder]
         own = own if len(run.trainings) > 1 else []
-        _put_between_marks(card, _card_block(section, training_window(groups), own))
+        _put_between_marks(card, _card_block(section, rows_of_training(groups), own))
         cards.append(card)
     return cards
 
@@ -290,7 +291,7 @@ def _put_between_marks(card: Path, text: str) -> None:
         write_text(card, old[:start] + block + old[stop + len(CARD_STOP) :])
 
 
-def _card_block(section: Section | None, window: int | None, own: Sequence[Training]) -> str:
+def _card_block(section: Section | None, training: str | None, own: Sequence[Training]) -> str:
     found = rows(section) if section else []
     if section is None or not found:
         return "Needle accuracy: not measured."
@@ -303,7 +304,7 @@ def _card_block(section: Section | None, window: int | None, own: Sequence[Train
     lines = [
         "Needle in a haystack: share of right answers, mean over training seeds "
         "[95% interval], by context length in tokens"
-        + (f"; training rows had at most {window:,} tokens." if window else "."),
+        + (f"; training rows had at most {training}." if training else "."),
         "",
         f"| method | {' | '.join(f'{tokens:,}' for tokens in lengths)} | seeds | trials |",
         f"|---|{'---:|' * (len(lengths) + 2)}",

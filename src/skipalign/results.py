@@ -400,11 +400,25 @@ def _short_name(run: Run, runs: Sequence[Run]) -> str:
 
 
 def training_window(groups: Iterable[Group]) -> int | None:
-    """Return the longest row in tokens that training saw: normal's, else the shortest of all."""
+    """Return the longest row in tokens that normal training saw, else the shortest such of all."""
+    windows = longest_rows(groups)
+    return windows.get("normal") or min(windows.values(), default=None)
+
+
+def longest_rows(groups: Iterable[Group]) -> dict[str, int]:
+    """Return the longest row in tokens that the training of each method saw."""
     windows: dict[str, int] = {}
     for each in groups:
         for training in each.trainings:
             window = training.documents.get("training", {}).get("max_row_tokens")
             if isinstance(window, int) and window > 0:
                 windows[training.method] = max(window, windows.get(training.method, 0))
-    return windows.get("normal") or min(windows.values(), default=None)
+    return windows
+
+
+def rows_of_training(groups: Sequence[Group]) -> str | None:
+    """Say how long training rows were: `128 tokens`, `128 tokens, but for long (1,024)`."""
+    window, rows = training_window(groups), longest_rows(groups)
+    longer = [f"{name} ({rows[name]:,})" for name in rows if rows[name] > (window or 0)]
+    but = f", but for {', '.join(longer)}" if longer else ""
+    return f"{window:,} tokens{but}" if window else None
