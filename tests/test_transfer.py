@@ -1,5 +1,6 @@
 """The arms of benchmarks/transfer.py: each changes one thing of the needle as it was trained."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def test_an_arm_changes_one_thing_and_no_other(tmp_path):
         "legal filler": {"haystack"},
         "names in the filler": {"haystack"},
     }
+
+
+def test_the_page_holds_the_table_of_the_results():
+    made = transfer.table(json.loads(transfer.RESULT.read_text(encoding="utf-8")))
+    assert made in transfer.PAGE.read_text(encoding="utf-8")
+    assert len(made.splitlines()) == 2 + len(transfer.ARMS)
 
 
 def test_the_filler_of_names_is_drawn_the_same_each_time_and_holds_values_alone(tmp_path):
