@@ -68,6 +68,7 @@ from skipalign.errors import RecipeError, SkipalignError
 from skipalign.key_bias import runs
 from skipalign.model import load_tokenizer
 from skipalign.positions import Contiguous
+from skipalign.resolved import Training
 from skipalign.rope import NoExtension
 from skipalign.terminal import hush
 from skipalign.tiny.corpus import KEYS, VALUES
@@ -392,7 +393,7 @@ ROWS: Mapping[str, Row] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changed(study.Training):
+class Changed(Training):
     """A training of the library whose settings also say how attention changes, and where."""
 
     row: Row
@@ -404,7 +405,7 @@ class Changed(study.Training):
         return {**super().settings(), "attention": named}
 
 
-def training_of(name: str, cuts: study.Training, run_dir: Path) -> Changed:
+def training_of(name: str, cuts: Training, run_dir: Path) -> Changed:
     """Return the training of a row that is not a method of the recipe."""
     row = ROWS[name]
     if isinstance(row.change, Noise):
@@ -422,7 +423,7 @@ def training_of(name: str, cuts: study.Training, run_dir: Path) -> Changed:
     return changed
 
 
-def complete(training: study.Training, run_dir: Path, *, reach: int) -> None:
+def complete(training: Training, run_dir: Path, *, reach: int) -> None:
     """Train and evaluate a row with one seed, as far as that is not done."""
     row = ROWS[training.method]
     if isinstance(training, Changed):

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skipalign.scores import side
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "confirmation.md"
@@ -45,18 +47,6 @@ class Bar:
     holds: Callable[[Row], bool]
 
 
-def _above(row: Row) -> bool:
-    return row["low"] > 0
-
-
-def _not_below(row: Row) -> bool:
-    return row["high"] >= 0
-
-
-def _not_above(row: Row) -> bool:
-    return row["low"] <= 0
-
-
 BARS = (
     Bar(
         text="needle at 4,096 tokens: 0.9 or better",
@@ -69,7 +59,7 @@ BARS = (
         task=NEEDLE,
         tokens=4096,
         against="pose",
-        holds=_above,
+        holds=lambda row: side(row) > 0,
     ),
     Bar(
         text="needle at 1,024 tokens: not more than 0.03 below long fine-tuning",
@@ -83,28 +73,28 @@ BARS = (
         task=NEEDLE,
         tokens=128,
         against="normal",
-        holds=_not_below,
+        holds=lambda row: side(row) >= 0,
     ),
     Bar(
         text="prose at 128 tokens, nats: not worse than normal fine-tuning, the interval reaches 0",
         task=PROSE,
         tokens=128,
         against="normal",
-        holds=_not_above,
+        holds=lambda row: side(row) <= 0,
     ),
     Bar(
         text="prose at 128 tokens, nats: not worse than PoSE, the interval reaches 0",
         task=PROSE,
         tokens=128,
         against="pose",
-        holds=_not_above,
+        holds=lambda row: side(row) <= 0,
     ),
     Bar(
         text="prose at 4,096 tokens, nats: not worse than PoSE, the interval reaches 0",
         task=PROSE,
         tokens=4096,
         against="pose",
-        holds=_not_above,
+        holds=lambda row: side(row) <= 0,
     ),
 )
 

@@ -6,32 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from made_training import training
 from skipalign.claim import finished, holds_work, require_same_settings, trained_on, unlike
 from skipalign.errors import RunError
 from skipalign.files import write_json
 from skipalign.key_bias import GapBias
-from skipalign.positions import SkipAlign
-from skipalign.prepare import Source
 from skipalign.progress import Silent
-from skipalign.resolved import Base, Training
-from skipalign.rope import Ntk
-
-
-def training() -> Training:
-    return Training(
-        method="skipalign",
-        seed=0,
-        directory="",
-        base=Base(path="base"),
-        sources=(Source(path="chats.jsonl", name="chats"),),
-        strategies={"chats": SkipAlign(max_position=512)},
-        rope=Ntk(factor=4.0),
-        key_bias=GapBias(),
-    )
 
 
 def test_a_training_that_knows_nothing_of_a_new_setting_had_its_default():
-    one = training()
+    one = training(key_bias=GapBias())
     known = json.loads(json.dumps(one.settings(), default=str))
     del known["key_bias"]["keep_answer_zero"], known["strategies"]["chats"]["name"]
     assert [told[:10] for told in unlike(known, one)] == ["strategies"]
@@ -43,7 +27,7 @@ def test_a_training_that_knows_nothing_of_a_new_setting_had_its_default():
 
 def test_an_empty_folder_holds_nothing_and_a_checkpoint_is_work(tmp_path: Path):
     assert not holds_work(tmp_path)
-    assert finished(training(), tmp_path, Silent()) is None
+    assert finished(training(key_bias=GapBias()), tmp_path, Silent()) is None
     write_json(tmp_path / "settings.json", {"schema_version": 1, "data": {"chats": ["x"]}})
     assert trained_on(tmp_path) is None
     (tmp_path / "checkpoints/checkpoint-2").mkdir(parents=True)
@@ -52,7 +36,7 @@ def test_an_empty_folder_holds_nothing_and_a_checkpoint_is_work(tmp_path: Path):
 
 
 def test_results_whose_model_was_deleted_are_not_taken_for_those_of_other_settings(tmp_path: Path):
-    one = training()
+    one = training(key_bias=GapBias())
     write_json(tmp_path / "settings.json", json.loads(json.dumps(one.settings(), default=str)))
     (tmp_path / "evaluation/needle").mkdir(parents=True)
     require_same_settings(one, tmp_path)

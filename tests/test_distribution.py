@@ -16,10 +16,11 @@ from transformers import TrainingArguments
 
 from made_processes import VARIANTS, recorded, train
 from skipalign import distribution
+from skipalign.arguments import training_arguments
 from skipalign.distribution import DDP, DEEPSPEED, FSDP, FSDP1, ONE
 from skipalign.errors import RecipeError, RunError
 from skipalign.files import read_json, read_json_lines
-from skipalign.training import _require_as_many, training_arguments
+from skipalign.training import _require_as_many
 from test_training import data_folder, make_base, make_data
 
 ROOT = Path(__file__).parents[1]

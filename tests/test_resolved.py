@@ -3,24 +3,10 @@
 import json
 from dataclasses import replace
 
+from made_training import training
 from skipalign.evaluation.needle import NeedleSettings
 from skipalign.key_bias import GapBias
 from skipalign.positions import Contiguous, SkipAlign
-from skipalign.prepare import Source
-from skipalign.resolved import Base, Training
-from skipalign.rope import Ntk
-
-
-def training() -> Training:
-    return Training(
-        method="skipalign",
-        seed=0,
-        directory="",
-        base=Base(path="base"),
-        sources=(Source(path="chats.jsonl", name="chats"),),
-        strategies={"chats": SkipAlign(max_position=512)},
-        rope=Ntk(factor=4.0),
-    )
 
 
 def test_settings_are_all_that_decides_the_weights_and_nothing_else():

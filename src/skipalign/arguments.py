@@ -7,7 +7,6 @@ not at all; so each is held against the type that it declares before anything is
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -19,7 +18,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from skipalign.distribution import engine_checkpoints
-from skipalign.errors import RecipeError
+from skipalign.errors import RecipeError, did_you_mean
 
 # What the run itself decides, with the reason that a recipe is told.
 OWNED = {
@@ -116,10 +115,7 @@ def check(trainer: Mapping[str, Any], where: str = "trainer") -> None:
         if key in OWNED:
             raise RecipeError(f"{where}.{key}: not yours to set, {OWNED[key]}; remove the line")
         if key not in types_by_key():
-            near = get_close_matches(
-                key, [name for name in types_by_key() if name not in OWNED], n=1
-            )
-            nearest = f"did you mean {near[0]!r}? " if near else ""
+            nearest = did_you_mean(key, [name for name in types_by_key() if name not in OWNED])
             raise RecipeError(
                 f"{where}.{key}: transformers' TrainingArguments has no such key; {nearest}"
                 "its documentation lists them"

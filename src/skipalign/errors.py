@@ -4,6 +4,9 @@ Each message says what was found (value and place), what is required, and what t
 line prints it as one line and exits with status 1.
 """
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+
 
 class SkipalignError(Exception):
     """A problem that the user can fix."""
@@ -41,3 +44,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     named = "OutOfMemoryError" in (kind.__name__ for kind in type(error).__mro__)
     return named or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def did_you_mean(found: str, known: Sequence[str]) -> str:
+    """Return a question with the nearest of `known`, or nothing where none is near."""
+    nearest = get_close_matches(found, known, n=1)
+    return f"did you mean {nearest[0]!r}? " if nearest else ""

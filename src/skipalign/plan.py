@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from skipalign import tiny
+from skipalign.arguments import training_arguments
 from skipalign.conversation import Rejection, read_conversations
 from skipalign.errors import DataError, RecipeError
 from skipalign.evaluating import check_tasks
@@ -18,7 +19,6 @@ from skipalign.model import extend, load_config, refuse_skips, rope_base
 from skipalign.prepare import Source
 from skipalign.resolved import Training
 from skipalign.shapes import read_architecture
-from skipalign.training import training_arguments
 
 COLUMNS = ("method", "seed", "base", "max_position", "steps", "tokens_per_step")
 _ROWS_LOOKED_AT = 100

@@ -40,9 +40,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skipalign import arguments, grid, tiny
-from skipalign.errors import RecipeError
+from skipalign.errors import RecipeError, did_you_mean
 from skipalign.gate import Gate
-from skipalign.schema import Settings, Shared, did_you_mean, plain, read, unknown_key
+from skipalign.schema import Settings, Shared, plain, read, unknown_key
 from skipalign.yaml_tree import (
     merged,
     overridden,

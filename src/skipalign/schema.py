@@ -6,8 +6,7 @@ made from the fields of their dataclasses, so a new one there is a new one here.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union, cast
 from typing import get_type_hints as hints_of
 
@@ -24,7 +23,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from skipalign.adapters import ADAPTERS, Adapter, refuse_prompt_learning
-from skipalign.errors import RecipeError
+from skipalign.errors import RecipeError, did_you_mean
 from skipalign.evaluation.tasks import TASKS
 from skipalign.gate import Gate
 from skipalign.key_bias import KEY_BIASES, KeyBias
@@ -345,9 +344,3 @@ def unknown_key(found: str, known: Iterable[str]) -> str:
     """Return the message for a key that is none of `known`."""
     known = list(known)
     return f"no such key; {did_you_mean(found, known)}known: {', '.join(known)}"
-
-
-def did_you_mean(found: str, known: Sequence[str]) -> str:
-    """Return a question with the nearest of `known`, or nothing where none is near."""
-    nearest = get_close_matches(found, known, n=1)
-    return f"did you mean {nearest[0]!r}? " if nearest else ""

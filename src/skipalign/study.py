@@ -23,6 +23,7 @@ import numpy as np
 
 from skipalign import coverage, report, tiny, workers
 from skipalign import prepare as prepare_room
+from skipalign.arguments import training_arguments
 from skipalign.card import license_of, write_card
 from skipalign.claim import claim, finished, folder_of, require_same_settings, trained_on
 from skipalign.distribution import is_first, on_first
@@ -40,7 +41,6 @@ from skipalign.resolved import Training
 from skipalign.results import of_other_weights
 from skipalign.tiny import make
 from skipalign.training import train as fine_tune
-from skipalign.training import training_arguments
 from skipalign.watching import Watching
 
 SHARED_DATA = ("rejected.jsonl", "accounting.json")
