@@ -16,9 +16,9 @@ import torch
 from skipalign import reuse, tiny
 from skipalign.evaluating import load_generator
 from skipalign.evaluation.needle import NeedlePrompt, NeedleSettings, build_prompts
-from skipalign.generation import TransformersGenerator
 from skipalign.origin import sha256_of_files, write_result
 from skipalign.tiny.corpus import KEYS, NEEDLE, QUESTION, VALUES
+from skipalign.transformers_engine import TransformersGenerator
 
 # (lengths and depths, tokens of the longest prompt, timed pairs)
 GRIDS = ((10, 4096, 3), (35, 4096, 1), (10, 32768, 0), (35, 32768, 0))

@@ -15,8 +15,8 @@ from typing import Any
 from urllib.request import ProxyHandler, Request, build_opener
 
 from skipalign import tiny
-from skipalign.generation import TransformersGenerator
 from skipalign.model import load_model, load_tokenizer
+from skipalign.transformers_engine import TransformersGenerator
 
 
 @dataclass(frozen=True)

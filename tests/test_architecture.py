@@ -26,7 +26,7 @@ laws cuts positions key_bias coverage rope packing costs logit_scale
 tiny visits batch bias_attention borders adapters model shapes probe checkpoints
 distribution layout chunked_loss arguments engine training
 rows preference
-generation reuse http_post remote vllm_engine
+generation transformers_engine reuse http_post remote vllm_engine
 evaluation.metrics evaluation evaluation.haystack evaluation.records evaluation.prompts
 evaluation.longbench_metrics evaluation.longbench_score evaluation.longbench_table
 evaluation.longbench_prompts

@@ -10,9 +10,9 @@ from made_progress import Telling
 from skipalign.errors import ModelError, RecipeError, RunError
 from skipalign.evaluation.lm_eval import LmEvalSettings, cells, evaluate_lm_eval
 from skipalign.files import read_json
-from skipalign.generation import TransformersGenerator
 from skipalign.model import load_model, save_model
 from skipalign.rope import Ntk
+from skipalign.transformers_engine import TransformersGenerator
 
 TASKS = str(Path(__file__).parent / "lm_eval_tasks")
 

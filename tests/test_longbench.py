@@ -15,7 +15,8 @@ from skipalign.evaluation import longbench
 from skipalign.evaluation.longbench import LongBenchSettings, cells, evaluate_longbench
 from skipalign.evaluation.longbench_score import TASKS, TASKS_E, score_folder
 from skipalign.files import read_json
-from skipalign.generation import Completion, TransformersGenerator
+from skipalign.generation import Completion
+from skipalign.transformers_engine import TransformersGenerator
 
 NUM = 7
 

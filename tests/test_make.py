@@ -13,10 +13,10 @@ from skipalign import recipe, tiny
 from skipalign.conversation import Conversation, Message, Place
 from skipalign.encoding import IGNORE_INDEX, Encoder
 from skipalign.errors import ModelError
-from skipalign.generation import TransformersGenerator
 from skipalign.model import load_model, load_tokenizer, weights_digest
 from skipalign.progress import Silent
 from skipalign.tiny import corpus, make, pretraining
+from skipalign.transformers_engine import TransformersGenerator
 
 
 @pytest.fixture(scope="module")

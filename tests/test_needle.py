@@ -26,9 +26,10 @@ from skipalign.evaluation.needle import (
     evaluate_needle,
 )
 from skipalign.files import read_json
-from skipalign.generation import Completion, TransformersGenerator
+from skipalign.generation import Completion
 from skipalign.model import load_model, load_tokenizer
 from skipalign.tiny.corpus import KEYS, VALUES
+from skipalign.transformers_engine import TransformersGenerator
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from skipalign.evaluation.perplexity import (
     read_text,
 )
 from skipalign.files import read_json
-from skipalign.generation import TransformersGenerator
 from skipalign.model import load_model, load_tokenizer
+from skipalign.transformers_engine import TransformersGenerator
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
 from fixtures_eval import tiny_llama, train_tokenizer
 from skipalign import reuse
 from skipalign.errors import ModelError
-from skipalign.generation import TransformersGenerator
+from skipalign.transformers_engine import TransformersGenerator
 
 NEW = 5
 
@@ -60,7 +60,7 @@ def test_answers_are_those_of_every_prompt_alone_and_each_beginning_is_computed_
 def test_long_extensions_are_read_in_chunks(generator, monkeypatch):
     prompts = branching_prompts()
     expected = generator.generate(prompts, max_new_tokens=NEW)
-    monkeypatch.setattr("skipalign.generation._TOKENS_ON_CACHE", 4)
+    monkeypatch.setattr("skipalign.transformers_engine._TOKENS_ON_CACHE", 4)
     sizes = []
     generator.model.register_forward_pre_hook(
         lambda _, __, given: sizes.append(given["input_ids"].shape[1]), with_kwargs=True

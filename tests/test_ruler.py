@@ -20,8 +20,8 @@ from skipalign.evaluation.ruler import (
 from skipalign.evaluation.ruler_samples import SUBTASKS, published
 from skipalign.evaluation.suites import Asker
 from skipalign.files import read_json
-from skipalign.generation import TransformersGenerator
 from skipalign.model import load_model, load_tokenizer
+from skipalign.transformers_engine import TransformersGenerator
 
 
 def squad(num_articles=12):

@@ -16,7 +16,7 @@ from skipalign.evaluation.short_check import (
     read_items,
 )
 from skipalign.files import read_json
-from skipalign.generation import TransformersGenerator
+from skipalign.transformers_engine import TransformersGenerator
 
 ITEMS = list(read_items(ShortCheckSettings()))
 

@@ -13,7 +13,7 @@ from skipalign.evaluation.metrics import wilson_interval
 from skipalign.evaluation.prompts import Prompt
 from skipalign.evaluation.stretch import StretchSettings, evaluate_stretch, stretched
 from skipalign.files import read_json
-from skipalign.generation import TransformersGenerator
+from skipalign.transformers_engine import TransformersGenerator
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 
 from fixtures_eval import tiny_llama, train_tokenizer
 from skipalign.evaluation.tasks import TASKS, task_of
-from skipalign.generation import TransformersGenerator
 from skipalign.progress import Silent
 from skipalign.schema import plain
+from skipalign.transformers_engine import TransformersGenerator
 
 SUITES = Path(__file__).parent / "suites_rows"
 SMALL: dict[str, dict[str, Any]] = {

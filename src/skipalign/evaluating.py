@@ -10,12 +10,13 @@ from skipalign import tiny
 from skipalign.encoding import DEFAULT_TEMPLATE
 from skipalign.evaluation.tasks import task_of
 from skipalign.files import alone_in, write_json
-from skipalign.generation import Generator, TransformersGenerator
+from skipalign.generation import Generator
 from skipalign.model import load_model, load_tokenizer, weights_digest
 from skipalign.origin import environment
 from skipalign.progress import Progress, Silent
 from skipalign.resolved import Training
 from skipalign.tiny import make
+from skipalign.transformers_engine import TransformersGenerator
 
 _SILENT = Silent()
 

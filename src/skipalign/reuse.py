@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from skipalign.generation import Completion, TransformersGenerator
+from skipalign.generation import Completion
 from skipalign.rope import BATCH_DEPENDENT
+from skipalign.transformers_engine import TransformersGenerator
 
 
 @dataclass(frozen=True, slots=True)

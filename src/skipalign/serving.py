@@ -20,10 +20,10 @@ from skipalign import adapters
 from skipalign.errors import ModelError
 from skipalign.evaluation.haystack import read_haystack
 from skipalign.files import read_json
-from skipalign.generation import TransformersGenerator
 from skipalign.model import extend, files_told, load_config, load_model, load_tokenizer
 from skipalign.progress import Progress, Silent
 from skipalign.rope import ROPE_EXTENSIONS
+from skipalign.transformers_engine import TransformersGenerator
 from skipalign.vllm_engine import load_vllm
 
 LONGEST = 8192  # tokens that are read where no length is asked for

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from skipalign.errors import ModelError
-from skipalign.generation import Completion, stop_ids
+from skipalign.generation import Completion, completion_of, stop_ids
 from skipalign.model import weights_digest
 
 if TYPE_CHECKING:
@@ -77,8 +77,5 @@ class VllmGenerator:
         how = self._vllm.SamplingParams(temperature=0.0, stop_token_ids=sorted(stops), **limits)
         asked = [{"prompt_token_ids": [int(token) for token in prompt]} for prompt in prompts]
         answers = self._engine.generate(asked, how, use_tqdm=False)
-        return [self._completion(list(each.outputs[0].token_ids), stops) for each in answers]
-
-    def _completion(self, ids: list[int], stops: Collection[int]) -> Completion:
-        ids = ids[: next((place for place, token in enumerate(ids) if token in stops), len(ids))]
-        return Completion(ids, str(self._tokenizer.decode(ids, skip_special_tokens=True)))
+        found = [each.outputs[0].token_ids for each in answers]
+        return [completion_of(ids, stops, self._tokenizer) for ids in found]

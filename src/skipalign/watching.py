@@ -12,7 +12,7 @@ from skipalign.engine import SkipTrainer
 from skipalign.errors import RecipeError
 from skipalign.evaluation.tasks import TASKS
 from skipalign.files import append_json_line, keep_json_lines
-from skipalign.generation import TransformersGenerator
+from skipalign.transformers_engine import TransformersGenerator
 
 LINES = "watch.jsonl"
 FOLDERS = "watch"

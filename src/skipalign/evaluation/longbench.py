@@ -26,12 +26,11 @@ from skipalign.evaluation.longbench_prompts import (
 )
 from skipalign.evaluation.longbench_score import TASKS, TASKS_E, score_folder
 from skipalign.files import SCHEMA_VERSION, json_text, named_by, read_json, whole_lines, write_json
+from skipalign.generation import Completion, Generator, answers_of, tokens_at_once
 from skipalign.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from skipalign.generation import Completion, Generator
 
 TASK = "longbench"
 PREDICTIONS = "predictions"
@@ -79,7 +78,7 @@ class LongBenchSettings:
 
 
 def evaluate_longbench(
-    generator: "Generator",
+    generator: Generator,
     tokenizer: "PreTrainedTokenizerBase",
     settings: LongBenchSettings,
     out: Path,
@@ -162,7 +161,7 @@ def _tasks(files: DataFiles, settings: LongBenchSettings) -> list[str]:
     return found
 
 
-def _limit_of(generator: "Generator") -> int:
+def _limit_of(generator: Generator) -> int:
     """Return the tokens of a filled prompt that the model's window allows."""
     config = getattr(getattr(generator, "model", None), "config", None)
     window = getattr(config, "max_position_embeddings", None)
@@ -178,7 +177,7 @@ def _limit_of(generator: "Generator") -> int:
 
 
 def _ask(
-    generator: "Generator",
+    generator: Generator,
     maker: PromptMaker,
     task: str,
     samples: Sequence[Sample],
@@ -187,8 +186,6 @@ def _ask(
     progress: Progress,
 ) -> None:
     """Ask the samples that have no prediction yet."""
-    from skipalign.generation import answers_of, tokens_at_once
-
     pending = [sample for sample in samples if sample.id not in predictions.ids]
     more: dict[str, Any] = {}
     if task == "samsum":  # models go on with further dialogues; and some begin with a line end
@@ -226,7 +223,7 @@ def _groups(
         yield group
 
 
-def _row(sample: Sample, answer: "Completion", *, is_open: bool) -> dict[str, Any]:
+def _row(sample: Sample, answer: Completion, *, is_open: bool) -> dict[str, Any]:
     row = {
         "pred": answer.text,
         "answers": sample.answers,

@@ -22,12 +22,13 @@ from skipalign.evaluation.prompts import PromptMaker
 from skipalign.evaluation.records import RetrievalSettings
 from skipalign.evaluation.trial_log import TrialLog
 from skipalign.files import SCHEMA_VERSION
+from skipalign.generation import Completion, Generator, answers_of, tokens_at_once
 from skipalign.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from skipalign.generation import Completion, Generator, TransformersGenerator
+    from skipalign.transformers_engine import TransformersGenerator
 
 TASK = "needle"
 TRIALS = "needle.trials.jsonl"
@@ -210,7 +211,7 @@ def check_needle(tokenizer: "PreTrainedTokenizerBase", settings: NeedleSettings)
 
 
 def evaluate_needle(
-    generator: "Generator",
+    generator: Generator,
     tokenizer: "PreTrainedTokenizerBase",
     settings: NeedleSettings,
     out: Path,
@@ -274,7 +275,7 @@ def _grid(settings: NeedleSettings) -> list[_Cell]:
     return [(length, depth) for length in settings.lengths for depth in settings.all_depths]
 
 
-def _no_reuse(generator: "Generator", settings: NeedleSettings) -> str | None:
+def _no_reuse(generator: Generator, settings: NeedleSettings) -> str | None:
     """Return why every prompt is computed anew, or None where beginnings are reused."""
     from skipalign import reuse
 
@@ -284,11 +285,9 @@ def _no_reuse(generator: "Generator", settings: NeedleSettings) -> str | None:
 
 
 def _asked(
-    generator: "Generator", grid: PromptGrid, pending: Sequence[Place]
+    generator: Generator, grid: PromptGrid, pending: Sequence[Place]
 ) -> Iterator[list[dict[str, Any]]]:
     """Ask prompts of one length together, so that short ones fill the generator's batches."""
-    from skipalign.generation import answers_of, tokens_at_once
-
     most, num_tokens = tokens_at_once(generator), grid.settings.max_new_tokens
     for length, same in groupby(sorted(pending), key=lambda place: place[0]):
         waiting, num = list(same), max(1, most // length)
@@ -300,7 +299,7 @@ def _asked(
 
 
 def _reused(
-    generator: "Generator", grid: PromptGrid, pending: Sequence[Place]
+    generator: Generator, grid: PromptGrid, pending: Sequence[Place]
 ) -> Iterator[list[dict[str, Any]]]:
     """Ask the prompts of a trial one after the other, each on what it shares with the last."""
     from skipalign import reuse
@@ -323,7 +322,7 @@ def _reused(
             yield [{**row, "computed_tokens": each.num_computed, "check": check}]
 
 
-def _row(prompt: NeedlePrompt, completion: "Completion") -> dict[str, Any]:
+def _row(prompt: NeedlePrompt, completion: Completion) -> dict[str, Any]:
     """Return a trial as the log holds it."""
     return {
         "context_length": prompt.context_length,

@@ -20,14 +20,13 @@ from skipalign.errors import DataError, ModelError, RecipeError
 from skipalign.evaluation import thought_is_open
 from skipalign.evaluation.metrics import bootstrap_nested, bootstrap_within, share
 from skipalign.evaluation.trial_log import TrialLog
+from skipalign.generation import Generator, answers_of, tokens_at_once
 from skipalign.progress import Bar
 from skipalign.template import Template
 from skipalign.tokens import DataTokenizer, DropError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from skipalign.generation import Generator
 
 _INTERVALS = 0x5317E
 _MARK = "THE-PROMPT-GOES-HERE"
@@ -111,7 +110,7 @@ class Asker:
 
     def __init__(
         self,
-        generator: "Generator",
+        generator: Generator,
         tokenizer: "PreTrainedTokenizerBase",
         settings: AskSettings,
         *,
@@ -213,8 +212,6 @@ class Asker:
         Raises:
             DataError: two samples have one id, or there is none at all.
         """
-        from skipalign.generation import tokens_at_once
-
         most = tokens_at_once(self.generator)
         ids: dict[str, None] = {}
         group: list[tuple[Sample, Int[np.ndarray, " T"], bool]] = []
@@ -243,8 +240,6 @@ class Asker:
         log: TrialLog,
         bar: Bar,
     ) -> None:
-        from skipalign.generation import answers_of
-
         answers = answers_of(
             self.generator,
             cast("Sequence[Sequence[int]]", [ids for _, ids, _ in group]),
