@@ -23,21 +23,21 @@ def made(shape: str, text: str | None = None) -> Template:
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if not shape.startswith("qwen3")])
 def test_blocks_are_gapless_and_contents_are_found_in_order(shape):
-    layout = made(shape).layout(TURNS)
-    starts = [block.start for block in layout.blocks]
-    assert starts == [0, *(block.stop for block in layout.blocks[:-1])]
-    assert layout.blocks[-1].stop == len(layout.text)
-    for block, message in zip(layout.blocks, TURNS, strict=True):
+    rendered = made(shape).locate(TURNS)
+    starts = [block.start for block in rendered.blocks]
+    assert starts == [0, *(block.stop for block in rendered.blocks[:-1])]
+    assert rendered.blocks[-1].stop == len(rendered.text)
+    for block, message in zip(rendered.blocks, TURNS, strict=True):
         assert block.start <= block.content[0] <= block.content[1] <= block.stop
         assert block.data
         # The words of the template itself stand in the contents: they are not taken for them.
-        assert layout.text[slice(*block.data)] == message.content.strip()
+        assert rendered.text[slice(*block.data)] == message.content.strip()
         assert bool(block.answer) == (block.role == "assistant")
 
 
 def test_the_border_between_messages_is_where_the_prefix_ends():
-    layout = made("chatml").layout(TURNS)
-    headers = [layout.text[block.start : block.content[0]] for block in layout.blocks]
+    rendered = made("chatml").locate(TURNS)
+    headers = [rendered.text[block.start : block.content[0]] for block in rendered.blocks]
     assert [header.strip() for header in headers] == [
         f"<|im_start|>{message.role}" for message in TURNS
     ]
@@ -45,14 +45,14 @@ def test_the_border_between_messages_is_where_the_prefix_ends():
 
 def test_thinking_templates_are_no_prefix_of_themselves():
     with pytest.raises(NotPrefixError):
-        made("qwen3").layout(TURNS)
-    layout = made("qwen3").layout(TURNS, last_only=True)
-    assert [bool(block.answer) for block in layout.blocks] == [False, False, False, True]
+        made("qwen3").locate(TURNS)
+    rendered = made("qwen3").locate(TURNS, last_only=True)
+    assert [bool(block.answer) for block in rendered.blocks] == [False, False, False, True]
 
 
 def test_last_only_trains_the_last_answer_alone():
-    layout = made("chatml").layout(TURNS, last_only=True)
-    assert [bool(block.answer) for block in layout.blocks] == [False, False, False, True]
+    rendered = made("chatml").locate(TURNS, last_only=True)
+    assert [bool(block.answer) for block in rendered.blocks] == [False, False, False, True]
 
 
 def test_any_error_of_a_template_is_a_refusal():
@@ -63,14 +63,14 @@ def test_any_error_of_a_template_is_a_refusal():
         "{{ raise_exception('no') }}",
     ):
         with pytest.raises(DropError) as error:
-            made("chatml", text).layout(TURNS)
+            made("chatml", text).locate(TURNS)
         assert error.value.reason == "template_refused"
 
 
 @pytest.mark.parametrize("content", ["a\ufdd0\ufdd6\ufdd2b", "\ufdef"])
 def test_contents_that_hold_our_marks_are_refused(content):
     with pytest.raises(DropError) as error:
-        made("chatml").layout((Message("user", content), TURNS[1]))
+        made("chatml").locate((Message("user", content), TURNS[1]))
     assert error.value.reason == "content_not_found"
 
 
@@ -85,7 +85,7 @@ def test_contents_that_hold_our_marks_are_refused(content):
 )
 def test_what_cannot_be_found_is_refused_and_not_searched_for(text):
     with pytest.raises(DropError) as error:
-        made("chatml", text).layout(TURNS)
+        made("chatml", text).locate(TURNS)
     assert error.value.reason in ("content_not_found", "not_a_prefix")
 
 

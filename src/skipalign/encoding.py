@@ -18,7 +18,7 @@ from skipalign.conversation import Conversation, Message
 from skipalign.errors import RecipeError
 from skipalign.template import DEFAULT_TEMPLATE as DEFAULT_TEMPLATE
 from skipalign.template import DEFAULT_TEMPLATE_NAME as DEFAULT_TEMPLATE_NAME
-from skipalign.template import Block, Layout, NotPrefixError, Template
+from skipalign.template import Block, NotPrefixError, Rendered, Template
 from skipalign.tokens import DataTokenizer, DropError, Tokens
 
 if TYPE_CHECKING:
@@ -145,8 +145,8 @@ class Encoder:
     def encode_many(self, conversations: Sequence[Conversation]) -> list[Encoded]:
         """Encode conversations, tokenised together: faster than one by one."""
         plans = [self._plan(conversation.messages) for conversation in conversations]
-        layouts = [layout for plan in plans for layout in plan.layouts if layout.tokens is None]
-        fresh = iter(self._tokenizer.tokenize([layout.text for layout in layouts]))
+        waiting = [each for plan in plans for each in plan.rendered if each.tokens is None]
+        fresh = iter(self._tokenizer.tokenize([each.text for each in waiting]))
         return [
             self._finish(conversation, plan, fresh)
             for conversation, plan in zip(conversations, plans, strict=True)
@@ -155,7 +155,7 @@ class Encoder:
     def _plan(self, messages: tuple[Message, ...]) -> "_Plan":
         """Return what to tokenise: one text, or one for each answer where prefixes differ."""
         if messages[0].role == "document":
-            return _Plan([_document_layout(messages)])
+            return _Plan([_whole_document(messages)])
         try:
             messages, num_gone = _latest(messages, _MOST_MESSAGES)
         except DropError as error:
@@ -167,7 +167,7 @@ class Encoder:
     def _plan_turns(self, messages: tuple[Message, ...]) -> "_Plan":
         answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
         try:
-            return _Plan([self._template.layout(messages)])
+            return _Plan([self._template.locate(messages)])
         except NotPrefixError as error:
             if answers == [len(messages) - 1]:
                 return _Plan(lost=[error])
@@ -177,7 +177,7 @@ class Encoder:
         for i in answers:
             try:
                 latest, num_gone = _latest(messages[: i + 1], _MOST_BEFORE)
-                plan.layouts.append(self._template.layout(latest, last_only=True))
+                plan.rendered.append(self._template.locate(latest, last_only=True))
                 plan.num_gone += num_gone
             except DropError as error:
                 plan.lost.append(error)
@@ -190,11 +190,11 @@ class Encoder:
             split_per_turn=int(plan.split), turns_over_limit=plan.num_gone
         )
         examples: list[Example] = []
-        for layout in plan.layouts:
-            raw = next(fresh) if layout.tokens is None else layout.tokens
+        for each in plan.rendered:
+            raw = next(fresh) if each.tokens is None else each.tokens
             own: Counter[str] = Counter()
             try:
-                examples += self._examples(layout, raw, own)
+                examples += self._examples(each, raw, own)
                 notes += own
             except DropError as error:
                 plan.lost.append(error)
@@ -212,34 +212,34 @@ class Encoder:
         )
         return Encoded(tuple(named), None, detail, dict(+notes))
 
-    def _examples(self, layout: Layout, raw: Tokens, notes: Counter[str]) -> list[Example]:
-        tokens = self._as_data(layout, raw)
-        if layout.blocks[0].role == "document":
-            examples = self._pieces(layout, tokens, notes)
+    def _examples(self, rendered: Rendered, raw: Tokens, notes: Counter[str]) -> list[Example]:
+        tokens = self._as_data(rendered, raw)
+        if rendered.blocks[0].role == "document":
+            examples = self._pieces(rendered, tokens, notes)
         else:
-            layout, tokens = self._fit(layout, tokens, notes)
-            examples = [_example(layout, tokens, notes)]
+            rendered, tokens = self._fit(rendered, tokens, notes)
+            examples = [_example(rendered, tokens, notes)]
         notes["special_text"] += tokens.special
-        notes["message_left_out"] += layout.left_out
-        notes["answer_not_marked"] += layout.not_marked
+        notes["message_left_out"] += rendered.left_out
+        notes["answer_not_marked"] += rendered.not_marked
         # The first label is never read: nothing precedes it that could predict it.
         if not any((example.labels[1:] != IGNORE_INDEX).any() for example in examples):
             raise DropError("no_trained_token", "no token of it would be trained")
         return examples
 
-    def _as_data(self, layout: Layout, raw: Tokens | None = None) -> Tokens:
+    def _as_data(self, rendered: Rendered, raw: Tokens | None = None) -> Tokens:
         if raw is None:
-            raw = layout.tokens
+            raw = rendered.tokens
         if raw is None:
-            raw = self._tokenizer.tokenize([layout.text])[0]
-        spans = [block.data for block in layout.blocks if block.data]
-        return self._tokenizer.as_data(layout.text, spans, raw)
+            raw = self._tokenizer.tokenize([rendered.text])[0]
+        spans = [block.data for block in rendered.blocks if block.data]
+        return self._tokenizer.as_data(rendered.text, spans, raw)
 
-    def _pieces(self, layout: Layout, tokens: Tokens, notes: Counter[str]) -> list[Example]:
+    def _pieces(self, rendered: Rendered, tokens: Tokens, notes: Counter[str]) -> list[Example]:
         """Return a document in consecutive pieces of `max_tokens`, most often one."""
         bos, eos = self._tokenizer.document_ends()
         ids = np.concatenate([bos, tokens.ids, eos])
-        breaks = _breaks(layout, tokens) + len(bos)
+        breaks = _breaks(rendered, tokens) + len(bos)
         cuts = [*range(0, len(ids), self.max_tokens), len(ids)]
         if len(cuts) > 2:
             notes["document_pieces"] += len(cuts) - 1
@@ -255,22 +255,24 @@ class Encoder:
             examples.append(Example(piece, piece.copy(), (segment,), inside, "", ""))
         return examples
 
-    def _fit(self, layout: Layout, tokens: Tokens, notes: Counter[str]) -> tuple[Layout, Tokens]:
+    def _fit(
+        self, rendered: Rendered, tokens: Tokens, notes: Counter[str]
+    ) -> tuple[Rendered, Tokens]:
         """Shorten until it fits, measuring anew each time: a cut changes how tokens merge."""
         for _ in range(_MAX_CUTS):
             excess = len(tokens) - self.max_tokens
             if excess <= 0:
-                return layout, tokens
-            turns = _turns(layout.messages)
+                return rendered, tokens
+            turns = _turns(rendered.messages)
             if len(turns) > 1:
-                gone = _early_turns(layout, tokens, turns, excess)
-                messages = layout.messages[: turns[0]] + layout.messages[turns[gone] :]
+                gone = _early_turns(rendered, tokens, turns, excess)
+                messages = rendered.messages[: turns[0]] + rendered.messages[turns[gone] :]
                 notes["early_turns_dropped"] += gone
             else:
-                messages = _cut_middle(layout, tokens, excess)
+                messages = _cut_middle(rendered, tokens, excess)
                 notes["middle_cut"] = 1
-            layout = self._template.layout(messages, last_only=layout.last_only)
-            tokens = self._as_data(layout)
+            rendered = self._template.locate(messages, last_only=rendered.last_only)
+            tokens = self._as_data(rendered)
         raise _too_long(tokens, self.max_tokens)
 
 
@@ -284,16 +286,16 @@ _MOST_MESSAGES, _MOST_BEFORE = 1000, 100
 class _Plan:
     """What one conversation becomes: texts to tokenise, and what was already lost."""
 
-    layouts: list[Layout] = field(default_factory=list[Layout])
+    rendered: list[Rendered] = field(default_factory=list[Rendered])
     lost: list[DropError] = field(default_factory=list[DropError])
     split: bool = False
     num_gone: int = 0
 
 
-def _document_layout(messages: tuple[Message, ...]) -> Layout:
+def _whole_document(messages: tuple[Message, ...]) -> Rendered:
     text = messages[0].content
     whole = (0, len(text))
-    return Layout(messages, text, (Block(0, "document", 0, len(text), whole, whole),))
+    return Rendered(messages, text, (Block(0, "document", 0, len(text), whole, whole),))
 
 
 # --- shortening ---------------------------------------------------------------------------------
@@ -321,9 +323,9 @@ def _latest(messages: tuple[Message, ...], most: int) -> tuple[tuple[Message, ..
     raise DropError("too_many_messages", f"its last turn has over {most:,} messages; shorten it")
 
 
-def _early_turns(layout: Layout, tokens: Tokens, turns: list[int], excess: int) -> int:
+def _early_turns(rendered: Rendered, tokens: Tokens, turns: list[int], excess: int) -> int:
     """Return how many turns to drop: no more than `excess` needs, and never the last."""
-    begins = {block.index: tokens.first_from(block.start) for block in layout.blocks}
+    begins = {block.index: tokens.first_from(block.start) for block in rendered.blocks}
     first = begins.get(turns[0], 0)
     for number, turn in enumerate(turns[1:-1], 1):
         if begins.get(turn, first) - first >= excess:
@@ -331,9 +333,9 @@ def _early_turns(layout: Layout, tokens: Tokens, turns: list[int], excess: int) 
     return len(turns) - 1
 
 
-def _cut_middle(layout: Layout, tokens: Tokens, excess: int) -> tuple[Message, ...]:
+def _cut_middle(rendered: Rendered, tokens: Tokens, excess: int) -> tuple[Message, ...]:
     """Return the messages with the middle of the longest user message cut out."""
-    asked = [block for block in layout.blocks if block.role == "user" and block.data]
+    asked = [block for block in rendered.blocks if block.role == "user" and block.data]
     places = [[tokens.first_from(edge) for edge in block.content] for block in asked]
     longest = max(range(len(asked)), key=lambda n: places[n][1] - places[n][0], default=None)
     if longest is None:
@@ -342,7 +344,7 @@ def _cut_middle(layout: Layout, tokens: Tokens, excess: int) -> tuple[Message, .
     keep = stop - start - excess
     if keep < 2:
         raise _too_long(tokens, len(tokens) - excess)
-    content = layout.messages[block.index].content.strip()
+    content = rendered.messages[block.index].content.strip()
     # Where the template escapes content, its text is longer than the content.
     scale = len(content) / (block.content[1] - block.content[0])
     edges = start + (keep + 1) // 2, stop - keep // 2
@@ -350,8 +352,8 @@ def _cut_middle(layout: Layout, tokens: Tokens, excess: int) -> tuple[Message, .
     shorter = content[:head] + content[max(tail, head + 1) :]
     if not shorter.strip():
         raise _too_long(tokens, len(tokens) - excess)
-    message = replace(layout.messages[block.index], content=shorter)
-    return (*layout.messages[: block.index], message, *layout.messages[block.index + 1 :])
+    message = replace(rendered.messages[block.index], content=shorter)
+    return (*rendered.messages[: block.index], message, *rendered.messages[block.index + 1 :])
 
 
 def _too_long(tokens: Tokens, max_tokens: int) -> DropError:
@@ -365,10 +367,10 @@ def _too_long(tokens: Tokens, max_tokens: int) -> DropError:
 # --- characters -> tokens -----------------------------------------------------------------------
 
 
-def _example(layout: Layout, tokens: Tokens, notes: Counter[str]) -> Example:
+def _example(rendered: Rendered, tokens: Tokens, notes: Counter[str]) -> Example:
     labels = np.full_like(tokens.ids, IGNORE_INDEX)
     segments: list[Segment] = []
-    for block, after in zip(layout.blocks, (*layout.blocks[1:], None), strict=True):
+    for block, after in zip(rendered.blocks, (*rendered.blocks[1:], None), strict=True):
         start = tokens.first_from(block.start) if segments else 0
         stop = tokens.first_from(block.stop) if after else len(tokens)
         if start == stop:
@@ -376,11 +378,11 @@ def _example(layout: Layout, tokens: Tokens, notes: Counter[str]) -> Example:
         inner, outer = (min(max(tokens.first_from(c), start), stop) for c in block.content)
         segments.append(Segment(start, stop, block.role, inner, outer))
         if block.answer:
-            first, last = _trained(layout.text, block, tokens, notes)
-            limit = after.content[0] if after else len(layout.text)
+            first, last = _trained(rendered.text, block, tokens, notes)
+            limit = after.content[0] if after else len(rendered.text)
             last = min(last, int(np.searchsorted(tokens.stops, limit, side="right")))
             labels[first:last] = tokens.ids[first:last]
-    return Example(tokens.ids, labels, tuple(segments), _breaks(layout, tokens), "", "")
+    return Example(tokens.ids, labels, tuple(segments), _breaks(rendered, tokens), "", "")
 
 
 def _trained(text: str, block: Block, tokens: Tokens, notes: Counter[str]) -> tuple[int, int]:
@@ -408,19 +410,19 @@ _BREAK = re.compile(
 """The end of a sentence or paragraph: where the match ends, the next one begins."""
 
 
-def _breaks(layout: Layout, tokens: Tokens) -> Int[np.ndarray, " N"]:
+def _breaks(rendered: Rendered, tokens: Tokens) -> Int[np.ndarray, " N"]:
     """Return the tokens, strictly inside contents, with which sentences and paragraphs begin."""
     found: list[int] = []
-    for block in layout.blocks:
+    for block in rendered.blocks:
         start, stop = block.data or block.content
-        stop = start + len(layout.text[start:stop].rstrip())
+        stop = start + len(rendered.text[start:stop].rstrip())
         first, last = (tokens.first_from(character) for character in block.content)
-        characters = [match.end() for match in _BREAK.finditer(layout.text, start, stop)]
+        characters = [match.end() for match in _BREAK.finditer(rendered.text, start, stop)]
         indices = np.searchsorted(tokens.stops, characters, side="right").tolist()
         # A token may begin with the white space before a sentence, not with the end of another.
         found += [
             i
             for i, character in zip(indices, characters, strict=True)
-            if first < i < last and not layout.text[tokens.starts[i] : character].strip()
+            if first < i < last and not rendered.text[tokens.starts[i] : character].strip()
         ]
     return np.unique(np.array(found, np.int32))

@@ -58,7 +58,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Layout:
+class Rendered:
     """A rendered conversation. Blocks are gapless; `tokens` are there where they were needed.
 
     Attributes:
@@ -130,7 +130,7 @@ class Template:
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise DropError("template_refused", f"the chat template says: {error}") from None
 
-    def layout(self, messages: tuple[Message, ...], last_only: bool = False) -> Layout:
+    def locate(self, messages: tuple[Message, ...], last_only: bool = False) -> Rendered:
         """Render a conversation and find its messages and its answers.
 
         Args:
@@ -150,7 +150,7 @@ class Template:
         asked = sum(message.role == "assistant" for message in messages)
         not_marked = asked - len(draft.answers) if self._by_generation else 0
         left_out = len(messages) - len(draft.shown)
-        return Layout(messages, draft.text, blocks, last_only, left_out, not_marked, tokens)
+        return Rendered(messages, draft.text, blocks, last_only, left_out, not_marked, tokens)
 
     def _find(self) -> tuple[str, str]:
         if self._tokenizer.chat_template:

@@ -28,7 +28,7 @@ def read_haystack(path: str | None, *, spaced: bool = True) -> str:
     Args:
         path: None is the built-in chapters.
         spaced: whether its script parts words and sentences by spaces. If not, white space stays
-            between ASCII characters alone: elsewhere it is layout, such as the ends of lines.
+            between ASCII characters alone: elsewhere it is mere form, such as ends of lines.
 
     Raises:
         DataError: no such file, no *.txt in the folder, or one that is empty or not UTF-8.

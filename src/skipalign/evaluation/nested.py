@@ -18,7 +18,7 @@ from jaxtyping import Int
 from skipalign.evaluation.prompts import MARGIN, Plan, Prompt, PromptMaker
 from skipalign.evaluation.records import Hidden
 
-# Parts its draws from those of other layouts, which begin with the same seed.
+# Parts its draws from those of prompts that are not nested, which begin with the same seed.
 _STREAM = 0x4E57ED
 _DEPTH_STEP = 0.02
 
