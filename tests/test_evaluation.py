@@ -67,3 +67,10 @@ def test_a_task_leaves_a_table_a_picture_and_its_document(tmp_path):
         assert list(csv.reader(handle)) == [["far", "mean"], ["3", "0.5"]]
     assert (tmp_path / "walk.png").read_bytes() == b"picture"
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_document_comes_back_as_its_file_holds_it(tmp_path):
+    document = {"task": "walk", "settings": {"lengths": (1, 2), "trials": {64: 5}}, "cells": []}
+    written = write_results(tmp_path, document, (), lambda _, path: path.write_bytes(b""))
+    assert written == read_json(tmp_path / "walk.json")
+    assert written["settings"] == {"lengths": [1, 2], "trials": {"64": 5}}

@@ -5,6 +5,7 @@ How an answer is graded, and how results are written: TASK.csv, TASK.png and TAS
 
 import csv
 import io
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -67,13 +68,15 @@ def write_results(
 
     Args:
         out: the folder.
-        document: with `task`, which names the files, and `cells`, the rows of the table.
+        document: with `task`, which names the files, and `cells`, the rows of the table; whatever
+            JSON can hold, tuples and keys that are numbers too.
         columns: the keys of a cell that are in the table.
         draw: writes the picture of a document as PNG.
 
     Returns:
         the document as TASK.json holds it.
     """
+    document = json.loads(json.dumps(document))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(columns)

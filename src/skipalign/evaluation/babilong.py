@@ -4,15 +4,13 @@ Source: Kuratov et al. 2024, arXiv 2402.10790 and 2406.10149; booydar/babilong: 
 with instruction, examples and post-prompt, at most 20 tokens of answer, and its comparison.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skipalign.errors import DataError, RecipeError
-from skipalign.evaluation import write_results
 from skipalign.evaluation.published import (
     field_of,
     num_rows,
@@ -27,8 +25,8 @@ from skipalign.evaluation.suites import (
     SuiteSettings,
     accuracy,
     counts,
-    draw_bars,
     grouped,
+    write_suite,
 )
 from skipalign.progress import Progress, Silent
 
@@ -166,20 +164,22 @@ def evaluate_babilong(
         rows = asker.ask(read_samples(settings, files), _score, log, bar)
     sizes = {size: each for (size,), each in grouped(rows, "size").items()}
     lengths = {size: _mean_tokens(each) for size, each in sizes.items()}
-    document = {
-        "task": TASK,
-        "settings": {**asdict(settings), "data_sha256": digest},
-        "cells": [
+    return write_suite(
+        Path(out),
+        TASK,
+        _COLUMNS,
+        settings=settings,
+        data_sha256=digest,
+        cells=[
             {"name": task, "size": size, "context_length": lengths[size], **accuracy(each)}
             for (size, task), each in grouped(rows, "size", "name").items()
         ],
-        "by_length": [
+        by_length=[
             {"size": size, "context_length": lengths[size], **accuracy(each)}
             for size, each in sizes.items()
         ],
-        "summary": {**{size: accuracy(each) for size, each in sizes.items()}, **counts(rows)},
-    }
-    return write_results(Path(out), json.loads(json.dumps(document)), _COLUMNS, draw_bars)
+        summary={**{size: accuracy(each) for size, each in sizes.items()}, **counts(rows)},
+    )
 
 
 def _score(sample: Sample, answer: str) -> float:

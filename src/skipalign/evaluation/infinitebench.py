@@ -7,15 +7,13 @@ of the model); a rule that ends in an exception there, as for a fraction where a
 right, scores 0; the first value of math_calc counts for chat models too.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skipalign.errors import DataError, RecipeError
-from skipalign.evaluation import write_results
 from skipalign.evaluation.longbench_metrics import characters_zh, token_f1, words
 from skipalign.evaluation.published import (
     field_of,
@@ -31,9 +29,9 @@ from skipalign.evaluation.suites import (
     Sample,
     SuiteSettings,
     counts,
-    draw_bars,
     grouped,
     mean_score,
+    write_suite,
 )
 from skipalign.progress import Progress, Silent
 
@@ -291,17 +289,19 @@ def evaluate_infinitebench(
     with progress.bar(TASK, num_rows(files.values(), settings.limit)) as bar:
         rows = asker.ask(read_samples(settings, files), _score, log, bar)
     cells = [{"name": task, **mean_score(each)} for (task,), each in grouped(rows, "name").items()]
-    document = {
-        "task": TASK,
-        "settings": {**asdict(settings), "data_sha256": digest},
-        "cells": cells,
-        "summary": {
+    return write_suite(
+        Path(out),
+        TASK,
+        _COLUMNS,
+        settings=settings,
+        data_sha256=digest,
+        cells=cells,
+        summary={
             **counts(rows),
             "num_tasks": len(cells),
             "mean_of_tasks": sum(cell["mean"] for cell in cells) / len(cells),
         },
-    }
-    return write_results(Path(out), json.loads(json.dumps(document)), _COLUMNS, draw_bars)
+    )
 
 
 def _score(sample: Sample, answer: str) -> float:

@@ -5,7 +5,6 @@ Needs the extra `skipalign[lm-eval]`. The harness's tasks fetch their data from 
 lies in the local cache; a task in `include_path` may hold code, which the harness runs.
 """
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -99,7 +98,7 @@ def evaluate_lm_eval(
         "cells": list(cells(found)),
         "summary": {},
     }
-    return write_results(Path(out), json.loads(json.dumps(document)), _COLUMNS, _draw)
+    return write_results(Path(out), document, _COLUMNS, _draw)
 
 
 def _asked(

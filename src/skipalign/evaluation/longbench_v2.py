@@ -5,15 +5,13 @@ prompt without reasoning, cut in the middle before the chat template, at most 12
 Differs: greedy, where the published rows were sampled at a temperature of 0.1.
 """
 
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skipalign.errors import DataError
-from skipalign.evaluation import write_results
 from skipalign.evaluation.published import (
     field_of,
     num_rows,
@@ -28,8 +26,8 @@ from skipalign.evaluation.suites import (
     SuiteSettings,
     accuracy,
     counts,
-    draw_bars,
     grouped,
+    write_suite,
 )
 from skipalign.progress import Progress, Silent
 
@@ -108,17 +106,19 @@ def evaluate_longbench_v2(
     with progress.bar(TASK, num_rows([path], settings.limit)) as bar:
         rows = asker.ask(read_samples(settings, path), _score, log, bar)
     by_length = grouped(rows, "length")
-    document = {
-        "task": TASK,
-        "settings": {**asdict(settings), "data_sha256": digest},
-        "cells": [
+    return write_suite(
+        Path(out),
+        TASK,
+        _COLUMNS,
+        settings=settings,
+        data_sha256=digest,
+        cells=[
             {"name": length, **accuracy(by_length[length,])}
             for length in (*LENGTHS, *sorted({name for (name,) in by_length} - {*LENGTHS}))
             if (length,) in by_length
         ],
-        "summary": _summary(rows),
-    }
-    return write_results(Path(out), json.loads(json.dumps(document)), _COLUMNS, draw_bars)
+        summary=_summary(rows),
+    )
 
 
 def _score(sample: Sample, answer: str) -> float:

@@ -240,9 +240,10 @@ def evaluate_needle(
         "settings": {**asdict(settings), "haystack_sha256": grid.maker.haystack_sha256},
         "prompts": grid.maker.described(),
     }
-    header = _plain({"schema_version": SCHEMA_VERSION, **document, "model": generator.identity})
+    header = {"schema_version": SCHEMA_VERSION, **document, "model": generator.identity}
     key = ("context_length", "depth", "trial")
-    log = TrialLog(Path(out) / TRIALS, header, key, overwrite=overwrite)
+    plain = json.loads(json.dumps(header))  # as the log gives it back: lists, and keys as text
+    log = TrialLog(Path(out) / TRIALS, plain, key, overwrite=overwrite)
     pending = [place for place in grid.places() if place not in log.trials]
     refused = _no_reuse(generator, settings)
     asked = _asked(generator, grid, pending) if refused else _reused(generator, grid, pending)
@@ -255,7 +256,7 @@ def evaluate_needle(
         document["by_length"] = [_over_texts(settings, each, log) for each in settings.lengths]
     document["reuse"] = {"used": refused is None, "reason": refused, **_saved(log)}
     columns = ("context_length", "depth", *SCORES, "mean_realised_length", "mean_realised_depth")
-    return write_results(Path(out), _plain(document), columns, _draw)
+    return write_results(Path(out), document, columns, _draw)
 
 
 def by_length(document: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -373,11 +374,6 @@ def _saved(log: TrialLog) -> dict[str, Any]:
             if check["answer"] != row["answer"]
         ],
     }
-
-
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    """Return `value` as JSON gives it back: tuples as lists, keys as text."""
-    return json.loads(json.dumps(value))
 
 
 def _draw(document: Mapping[str, Any], path: Path) -> None:

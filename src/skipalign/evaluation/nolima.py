@@ -9,10 +9,9 @@ The benchmark's licence forbids commercial use, and its files are not part of th
 prompt is none of those files: give it as `task_template` to compare with published rows.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ import numpy as np
 from jaxtyping import Int
 
 from skipalign.errors import DataError, RecipeError
-from skipalign.evaluation import write_results
 from skipalign.evaluation.published import field_of, read_rows, sha256_of
 from skipalign.evaluation.suites import (
     Asker,
@@ -29,9 +27,9 @@ from skipalign.evaluation.suites import (
     SuiteSettings,
     accuracy,
     counts,
-    draw_bars,
     grouped,
     mean_score,
+    write_suite,
 )
 from skipalign.progress import Progress, Silent
 from skipalign.tokens import DataTokenizer, Tokens
@@ -264,16 +262,18 @@ def evaluate_nolima(
     asked = len(questions[: settings.limit]) * len(texts) * settings.depths
     with progress.bar(TASK, total=asked * len(settings.lengths)) as bar:
         rows = asker.ask(samples, _score, log, bar)
-    document = {
-        "task": TASK,
-        "settings": {**asdict(settings), "data_sha256": digest},
-        "cells": [
+    return write_suite(
+        Path(out),
+        TASK,
+        _COLUMNS,
+        settings=settings,
+        data_sha256=digest,
+        cells=[
             {"name": f"{length:,}", "context_length": length, **accuracy(each)}
             for (length,), each in sorted(grouped(rows, "context_length").items())
         ],
-        "summary": _summary(rows),
-    }
-    return write_results(Path(out), json.loads(json.dumps(document)), _COLUMNS, draw_bars)
+        summary=_summary(rows),
+    )
 
 
 def _score(sample: Sample, answer: str) -> float:

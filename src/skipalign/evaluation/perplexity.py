@@ -10,7 +10,6 @@ plain text: no chat template, natural positions, BOS first where the tokenizer a
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -199,7 +198,7 @@ def evaluate_perplexity(
         "buckets": _buckets(longest, settings.seed),
         "sliding": sliding,
     }
-    return write_results(Path(out), json.loads(json.dumps(document)), _COLUMNS, _draw)
+    return write_results(Path(out), document, _COLUMNS, _draw)
 
 
 def _cells(

@@ -11,13 +11,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skipalign.errors import DataError, RecipeError
-from skipalign.evaluation import write_results
 from skipalign.evaluation.haystack import read_haystack
 from skipalign.evaluation.ruler_samples import (
     SUBTASKS,
@@ -35,10 +34,10 @@ from skipalign.evaluation.suites import (
     Row,
     Sample,
     counts,
-    draw_bars,
     grouped,
     mean_of_means,
     mean_score,
+    write_suite,
 )
 from skipalign.progress import Progress, Silent
 
@@ -328,21 +327,23 @@ def evaluate_ruler(
         rows = asker.ask(SampleMaker(asker, sources).samples(settings), _score, log, bar)
     lengths = sorted(settings.lengths)
     by_length = [{"context_length": length, **_average(rows, length)} for length in lengths]
-    document = {
-        "task": TASK,
-        "settings": {**asdict(settings), "data_sha256": digest},
-        "cells": [
+    return write_suite(
+        Path(out),
+        TASK,
+        _COLUMNS,
+        settings=settings,
+        data_sha256=digest,
+        cells=[
             {"name": name, "context_length": length, **_cell(each)}
             for (name, length), each in grouped(rows, "name", "context_length").items()
         ],
-        "by_length": by_length,
-        "summary": {
+        by_length=by_length,
+        summary={
             **{f"mean of tasks, {row['context_length']:,}": row for row in by_length},
             "effective_length": _effective(by_length, settings),
             **counts(rows),
         },
-    }
-    return write_results(Path(out), json.loads(json.dumps(document)), _COLUMNS, draw_bars)
+    )
 
 
 def _cell(rows: Sequence[Row]) -> dict[str, Any]:

@@ -8,13 +8,12 @@ each answer, no model judges. It tells two trainings of one base apart; it ranks
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skipalign.errors import DataError, RecipeError
-from skipalign.evaluation import write_results
 from skipalign.evaluation.metrics import contains_value
 from skipalign.evaluation.published import field_of, read_rows, sha256_of
 from skipalign.evaluation.suites import (
@@ -24,8 +23,8 @@ from skipalign.evaluation.suites import (
     SuiteSettings,
     accuracy,
     counts,
-    draw_bars,
     grouped,
+    write_suite,
 )
 from skipalign.progress import Progress, Silent
 
@@ -209,12 +208,12 @@ def evaluate_short_check(
     log = asker.log(Path(out), TASK, digest)
     with progress.bar(TASK, total=len(samples)) as bar:
         rows = asker.ask(samples, lambda one, said: float(is_right(said, items[one.id])), log, bar)
-    document = {
-        "task": TASK,
-        "settings": {**asdict(settings), "data_sha256": digest},
-        "cells": [
-            {"name": kind, **accuracy(each)} for (kind,), each in grouped(rows, "name").items()
-        ],
-        "summary": {"all": accuracy(rows), **counts(rows)},
-    }
-    return write_results(Path(out), json.loads(json.dumps(document)), _COLUMNS, draw_bars)
+    return write_suite(
+        Path(out),
+        TASK,
+        _COLUMNS,
+        settings=settings,
+        data_sha256=digest,
+        cells=[{"name": kind, **accuracy(each)} for (kind,), each in grouped(rows, "name").items()],
+        summary={"all": accuracy(rows), **counts(rows)},
+    )

@@ -5,7 +5,6 @@ cost of a short forward pass. No key is added, so a miss is position failure alo
 task shows it together with what more text does.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,7 +117,7 @@ def evaluate_stretch(
         "cells": cells,
     }
     columns = ("distance", "shifted", *SCORES)
-    return write_results(Path(out), json.loads(json.dumps(document)), columns, _draw)
+    return write_results(Path(out), document, columns, _draw)
 
 
 def _trial(maker: PromptMaker, settings: StretchSettings, trial: int) -> tuple[Prompt, Hidden]:

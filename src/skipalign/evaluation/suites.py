@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from skipalign.conversation import Message
 from skipalign.errors import DataError, ModelError, RecipeError
-from skipalign.evaluation import thought_is_open
+from skipalign.evaluation import thought_is_open, write_results
 from skipalign.evaluation.metrics import bootstrap_nested, bootstrap_within, share
 from skipalign.evaluation.trial_log import TrialLog
 from skipalign.generation import Generator, answers_of, tokens_at_once
@@ -316,6 +316,32 @@ def counts(rows: Sequence[Row]) -> dict[str, int]:
         "num_cut": sum(row["was_cut"] for row in rows),
         "num_unclosed_think": sum(thought_is_open(row["prediction"]) for row in rows),
     }
+
+
+def write_suite(
+    out: Path,
+    task: str,
+    columns: Sequence[str],
+    *,
+    settings: AskSettings,
+    data_sha256: str,
+    **parts: Any,
+) -> dict[str, Any]:
+    """Write TASK.csv, TASK.png and TASK.json, which says what was asked of which data.
+
+    Args:
+        out: the folder.
+        task: the benchmark's name.
+        columns: the keys of a cell that are in the table.
+        settings: of the benchmark.
+        data_sha256: of the files that samples were read from.
+        parts: `cells`, `summary` and what else the document holds.
+
+    Returns:
+        the document in TASK.json.
+    """
+    told = {**asdict(settings), "data_sha256": data_sha256}
+    return write_results(out, {"task": task, "settings": told, **parts}, columns, draw_bars)
 
 
 def draw_bars(document: Mapping[str, Any], path: Path) -> None:
