@@ -267,7 +267,7 @@ def test_broken_files_end_in_one_clear_line(tmp_path):
     with pytest.raises(RunError, match=r"holds no TASK\.jsonl"):
         score_folder(tmp_path)
     path = write(tmp_path, "qaspr", line())
-    with pytest.raises(DataError, match="no task 'qaspr'; did you mean qasper"):
+    with pytest.raises(DataError, match="no task 'qaspr'; did you mean 'qasper'"):
         score_folder(tmp_path)
     path.unlink()
     for content, message in ((b"", "holds no predictions"), (b"\xff\n", "not UTF-8")):

@@ -6,14 +6,13 @@ A folder holds one TASK.jsonl for each task, in the official fields. No model is
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from skipalign.errors import DataError, RunError
+from skipalign.errors import DataError, RunError, did_you_mean
 from skipalign.evaluation import thought_is_open
 from skipalign.evaluation.longbench_metrics import JIEBA_VERSION, counted_part, metric_of
 from skipalign.progress import Progress, Silent, counted
@@ -164,11 +163,9 @@ def _files(folder: Path) -> dict[str, Path]:
         raise RunError(f"{folder}: holds no TASK.jsonl, such as qasper.jsonl; give another folder")
     for name, path in found.items():
         if name not in TASKS:
-            near = get_close_matches(name, TASKS, n=1)
-            guess = f"did you mean {near[0]}? " if near else ""
             raise DataError(
-                f"{path}: LongBench has no task {name!r}; {guess}known: {', '.join(TASKS)} - "
-                "rename the file or take it away"
+                f"{path}: LongBench has no task {name!r}; {did_you_mean(name, [*TASKS])}known: "
+                f"{', '.join(TASKS)} - rename the file or take it away"
             )
     return {name: found[name] for name in TASKS if name in found}
 

@@ -29,8 +29,8 @@ from skipalign.evaluation.suites import by_length
 Cells = list[dict[str, Any]]
 
 
-def _take(*_: Any) -> None:
-    """Refuse nothing."""
+def _refuse_nothing(*_: Any) -> None:
+    """Take all settings as they are."""
 
 
 def _cells(document: Mapping[str, Any]) -> Cells:
@@ -58,7 +58,7 @@ class Task:
     against: str | None
     measure: Literal["accuracy", "nats", "score"] = "accuracy"
     rows: Callable[[Mapping[str, Any]], Cells] = _cells
-    check: Callable[[Any, Any], None] = _take
+    check: Callable[[Any, Any], None] = _refuse_nothing
 
     @property
     def document(self) -> str:
