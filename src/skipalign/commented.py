@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from skipalign import budget, recipe, tiny
+from skipalign.readers import DATA_FILE
 from skipalign.rope import NoExtension
 from skipalign.survey import DataFacts, DeviceFacts, ModelFacts
 from skipalign.visible import visible
@@ -292,7 +293,7 @@ def _names(data: Sequence[DataFacts]) -> list[str]:
     """Return a name for each path, no two alike."""
     names: list[str] = []
     for facts in data:
-        stem = re.sub(r"\.(jsonl?|ndjson|csv|parquet)(\.gz)?$", "", Path(facts.path).name) or "data"
+        stem = DATA_FILE.sub("", Path(facts.path).name) or "data"
         stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.") or "data"
         numbered = (f"{stem}-{number}" for number in count(2))
         names.append(next(each for each in chain([stem], numbered) if each not in names))

@@ -17,14 +17,13 @@ from skipalign.evaluating import check_tasks
 from skipalign.layout import refuse_layout
 from skipalign.model import extend, load_config, refuse_skips, rope_base
 from skipalign.prepare import Source
+from skipalign.readers import data_files
 from skipalign.resolved import Training
 from skipalign.shapes import read_architecture
 
 COLUMNS = ("method", "seed", "base", "max_position", "steps", "tokens_per_step")
 _ROWS_LOOKED_AT = 100
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:.+)?")
 _MODEL_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_DATA_FILE = re.compile(r"\.(jsonl?|ndjson|csv|parquet)(\.gz)?$", re.IGNORECASE)
 # TrainingArguments refuses these where the device cannot do them; another machine may.
 _OF_THE_DEVICE = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
 
@@ -94,14 +93,13 @@ def _sources(training: Training) -> tuple[Source, ...]:
 
 def _check_source(source: Source) -> Iterator[str]:
     place = tiny.data_place(source.path)
+    if place is not None and not place.exists():
+        yield f"data {source.path}, which is made when it is first used"
+        return
     path = str(place or source.path)
-    if not Path(path).expanduser().exists():
-        if place is not None:
-            yield f"data {source.path}, which is made when it is first used"
-            return
-        if _HUB_ID.fullmatch(path) and not _DATA_FILE.search(path):
-            yield f"data {source.path}, which is not on this machine"
-            return
+    if not data_files(path):
+        yield f"data {source.path}, which is not on this machine"
+        return
     items = read_conversations(
         path, name=source.name, shape=source.shape, max_row_bytes=source.max_row_bytes
     )

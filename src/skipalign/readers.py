@@ -26,7 +26,8 @@ from skipalign.raw_row import (
     shown_keys,
 )
 
-_KIND = re.compile(r"\.(jsonl?|ndjson|csv)(\.gz)?$|\.parquet$", re.IGNORECASE)
+DATA_FILE = re.compile(r"\.(jsonl?|ndjson|csv)(\.gz)?$|\.parquet$", re.IGNORECASE)
+"""How the name of a file ends that can be read."""
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.txt)(?<!\.gz)(:[\w.-]+)?")
 
 
@@ -40,10 +41,10 @@ def data_files(path: str) -> list[Path]:
         local = Path(path).expanduser()
         if local.is_dir():
             seen = sorted(file for file in local.iterdir() if not file.name.startswith("."))
-            files = [file for file in seen if _KIND.search(file.name) and file.is_file()]
+            files = [file for file in seen if DATA_FILE.search(file.name) and file.is_file()]
         elif local.exists():
-            files = [local] if _KIND.search(local.name) and local.is_file() else []
-        elif _HUB_ID.fullmatch(path) and not _KIND.search(path):
+            files = [local] if DATA_FILE.search(local.name) and local.is_file() else []
+        elif _HUB_ID.fullmatch(path) and not DATA_FILE.search(path):
             return []
         else:
             raise DataError(

@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Any
 from skipalign import arguments, grid, tiny
 from skipalign.errors import RecipeError, did_you_mean
 from skipalign.gate import Gate
+from skipalign.readers import DATA_FILE
 from skipalign.schema import Settings, Shared, plain, read, unknown_key
 from skipalign.yaml_tree import (
     merged,
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     from skipalign.resolved import Training
 
 _LARGEST = 2**17  # bytes of a recipe: YAML of a MB is read for half a minute
-_DATA_SUFFIXES = {".jsonl", ".ndjson", ".csv", ".parquet", ".gz"}
 _METHOD_NAME = re.compile("[a-z0-9]([a-z0-9.-]*[a-z0-9-])?")
 _LONGEST_NAME = 100  # file systems take 255 bytes
 _RUN_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -206,7 +206,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = _recipe_file(source)
     where = str(source)
-    if path.suffix in _DATA_SUFFIXES:
+    if DATA_FILE.search(path.name) and path.suffix != ".json":  # YAML holds JSON
         raise RecipeError(
             f"{where}: a data file; a recipe in YAML is required - skipalign init MODEL {where} "
             "writes one"
