@@ -160,6 +160,18 @@ def test_subsample_is_stated_and_follows_the_generator():
     assert found == again != other
 
 
+def test_each_source_is_measured_with_its_own_strategy():
+    samples = [replace(example(5, range(3, 5), name), source=name) for name in ("a", "b")]
+    near, far = Contiguous(), Fixed((0, 4, 5, 10, 11))
+    both = measure({"a": near, "b": far}, samples, 16)
+    alone = [measure(near, samples[:1], 16), measure(far, samples[1:], 16)]
+    counts = [np.array(each["histogram"]["counts"]) for each in alone]
+    assert both["histogram"]["counts"] == (counts[0] + counts[1]).tolist()
+    assert both["mean_run"] == 10 / 4  # runs: 0 to 4; 0 | 4 5 | 10 11
+    assert both["strategy"] == "contiguous, fixed"
+    assert measure({"a": far, "b": far}, samples, 16)["strategy"] == "fixed"
+
+
 def test_a_sample_without_trained_tokens_teaches_nothing():
     found = measure(Contiguous(), [example(8, range(0))], 64)
     assert (found["num_pairs"], found["covered_fraction"]) == (0, 0)

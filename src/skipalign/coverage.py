@@ -45,7 +45,7 @@ UNIFORM_MEASURE = "total variation distance between the shares of equal bins and
 
 
 def measure(
-    strategy: Strategy,
+    strategy: Strategy | Mapping[str, Strategy],
     examples: Sequence[Example],
     *,
     max_position: int,
@@ -58,7 +58,8 @@ def measure(
     """Measure the distances that `strategy` gives to `examples`, drawn as training draws them.
 
     Args:
-        strategy: whose positions are drawn, by `sample_rng(seed, epoch, example.id)`.
+        strategy: whose positions are drawn, by `sample_rng(seed, epoch, example.id)`; or one for
+            each source of the examples, by its name.
         examples: the samples that training sees.
         max_position: the range to cover; take the same for strategies that are to be compared.
         seed: the training's seed.
@@ -80,9 +81,11 @@ def measure(
         example = examples[int(index)]
         for epoch in range(epochs):
             draws = sample_rng(seed, epoch, example.id)
-            tally.add(example, strategy.positions(example, draws))
+            own = strategy if isinstance(strategy, Strategy) else strategy[example.source]
+            tally.add(example, own.positions(example, draws))
+    all_of_them = [strategy] if isinstance(strategy, Strategy) else strategy.values()
     return {
-        "strategy": strategy.name,
+        "strategy": ", ".join(dict.fromkeys(each.name for each in all_of_them)),
         "max_position": max_position,
         "num_samples": len(chosen),
         "num_examples": len(examples),
