@@ -21,7 +21,7 @@ SRC = ROOT / "src" / "skipalign"
 ORDER_TEXT = """
 errors files visible progress
 rowcount raw_row json_rows csv_rows readers
-conversation tokens template encoding example_file prepare
+conversation tokens template shortening encoding example_file prepare
 laws cuts positions key_bias coverage rope packing costs logit_scale
 tiny visits batch bias_attention borders adapters model shapes probe checkpoints
 distribution layout chunked_loss arguments engine training

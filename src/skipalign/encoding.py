@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from skipalign.conversation import Conversation, Message
 from skipalign.errors import RecipeError
+from skipalign.shortening import latest, shortened, too_long
 from skipalign.template import DEFAULT_TEMPLATE as DEFAULT_TEMPLATE
 from skipalign.template import DEFAULT_TEMPLATE_NAME as DEFAULT_TEMPLATE_NAME
 from skipalign.template import Block, NotPrefixError, Rendered, Template
@@ -157,7 +158,7 @@ class Encoder:
         if messages[0].role == "document":
             return _Plan([_whole_document(messages)])
         try:
-            messages, num_gone = _latest(messages, _MOST_MESSAGES)
+            messages, num_gone = latest(messages, _MOST_MESSAGES)
         except DropError as error:
             return _Plan(lost=[error])
         plan = self._plan_turns(messages)
@@ -176,8 +177,8 @@ class Encoder:
         plan = _Plan(split=True)
         for i in answers:
             try:
-                latest, num_gone = _latest(messages[: i + 1], _MOST_BEFORE)
-                plan.rendered.append(self._template.locate(latest, last_only=True))
+                kept, num_gone = latest(messages[: i + 1], _MOST_BEFORE)
+                plan.rendered.append(self._template.locate(kept, last_only=True))
                 plan.num_gone += num_gone
             except DropError as error:
                 plan.lost.append(error)
@@ -263,17 +264,10 @@ class Encoder:
             excess = len(tokens) - self.max_tokens
             if excess <= 0:
                 return rendered, tokens
-            turns = _turns(rendered.messages)
-            if len(turns) > 1:
-                gone = _early_turns(rendered, tokens, turns, excess)
-                messages = rendered.messages[: turns[0]] + rendered.messages[turns[gone] :]
-                notes["early_turns_dropped"] += gone
-            else:
-                messages = _cut_middle(rendered, tokens, excess)
-                notes["middle_cut"] = 1
+            messages = shortened(rendered, tokens, excess, notes)
             rendered = self._template.locate(messages, last_only=rendered.last_only)
             tokens = self._as_data(rendered)
-        raise _too_long(tokens, self.max_tokens)
+        raise too_long(tokens, self.max_tokens)
 
 
 _MAX_CUTS = 32
@@ -296,72 +290,6 @@ def _whole_document(messages: tuple[Message, ...]) -> Rendered:
     text = messages[0].content
     whole = (0, len(text))
     return Rendered(messages, text, (Block(0, "document", 0, len(text), whole, whole),))
-
-
-# --- shortening ---------------------------------------------------------------------------------
-
-
-def _turns(messages: Sequence[Message]) -> list[int]:
-    """Return where turns begin: a user message and what follows it, after the system's."""
-    first = next((i for i, message in enumerate(messages) if message.role != "system"), 0)
-    later = range(first + 1, len(messages))
-    return [first, *(i for i in later if messages[i].role == "user" != messages[i - 1].role)]
-
-
-def _latest(messages: tuple[Message, ...], most: int) -> tuple[tuple[Message, ...], int]:
-    """Return the system's and the last messages, `most` at most, and how many turns are gone.
-
-    Raises:
-        DropError: the last turn alone has more.
-    """
-    if len(messages) <= most:
-        return messages, 0
-    first, *later = _turns(messages)
-    for number, turn in enumerate(later, 1):
-        if first + len(messages) - turn <= most:
-            return (*messages[:first], *messages[turn:]), number
-    raise DropError("too_many_messages", f"its last turn has over {most:,} messages; shorten it")
-
-
-def _early_turns(rendered: Rendered, tokens: Tokens, turns: list[int], excess: int) -> int:
-    """Return how many turns to drop: no more than `excess` needs, and never the last."""
-    begins = {block.index: tokens.first_from(block.start) for block in rendered.blocks}
-    first = begins.get(turns[0], 0)
-    for number, turn in enumerate(turns[1:-1], 1):
-        if begins.get(turn, first) - first >= excess:
-            return number
-    return len(turns) - 1
-
-
-def _cut_middle(rendered: Rendered, tokens: Tokens, excess: int) -> tuple[Message, ...]:
-    """Return the messages with the middle of the longest user message cut out."""
-    asked = [block for block in rendered.blocks if block.role == "user" and block.data]
-    places = [[tokens.first_from(edge) for edge in block.content] for block in asked]
-    longest = max(range(len(asked)), key=lambda n: places[n][1] - places[n][0], default=None)
-    if longest is None:
-        raise _too_long(tokens, len(tokens) - excess)
-    block, (start, stop) = asked[longest], places[longest]
-    keep = stop - start - excess
-    if keep < 2:
-        raise _too_long(tokens, len(tokens) - excess)
-    content = rendered.messages[block.index].content.strip()
-    # Where the template escapes content, its text is longer than the content.
-    scale = len(content) / (block.content[1] - block.content[0])
-    edges = start + (keep + 1) // 2, stop - keep // 2
-    head, tail = (int((tokens.starts[edge] - block.content[0]) * scale) for edge in edges)
-    shorter = content[:head] + content[max(tail, head + 1) :]
-    if not shorter.strip():
-        raise _too_long(tokens, len(tokens) - excess)
-    message = replace(rendered.messages[block.index], content=shorter)
-    return (*rendered.messages[: block.index], message, *rendered.messages[block.index + 1 :])
-
-
-def _too_long(tokens: Tokens, max_tokens: int) -> DropError:
-    return DropError(
-        "too_long",
-        f"{len(tokens)} tokens are left and max_tokens is {max_tokens}; only early turns and the "
-        "middle of user messages are ever cut - raise max_tokens",
-    )
 
 
 # --- characters -> tokens -----------------------------------------------------------------------
