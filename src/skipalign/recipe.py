@@ -235,13 +235,7 @@ def _text_of(path: Path, where: str) -> bytes:
 
 def _recipe(tree: dict[str, Any], where: str) -> Recipe:
     """Part the tree into what is shared and what methods decide, and read both."""
-    known = {**Shared.model_fields, **Settings.model_fields}
-    for key in tree:
-        if key not in known:
-            found = unknown_key(str(key), known)
-            if str(key) in arguments.types_by_key():
-                found = f"no such key; it stands below trainer: trainer.{key}"
-            raise RecipeError(f"{where}: {shown_key(key)}: {found}")
+    _check_keys(tree, where)
     own = {key: value for key, value in tree.items() if key in Settings.model_fields}
     rest = {key: value for key, value in tree.items() if key not in own}
     shared: Shared = read(Shared, rest, where)
@@ -275,6 +269,16 @@ def _recipe(tree: dict[str, Any], where: str) -> Recipe:
         origins=origins,
         gate=shared.gate,
     )
+
+
+def _check_keys(tree: Mapping[str, Any], where: str) -> None:
+    known = {**Shared.model_fields, **Settings.model_fields}
+    for key in tree:
+        if key not in known:
+            found = unknown_key(str(key), known)
+            if str(key) in arguments.types_by_key():
+                found = f"no such key; it stands below trainer: trainer.{key}"
+            raise RecipeError(f"{where}: {shown_key(key)}: {found}")
 
 
 def _spread(

@@ -167,18 +167,20 @@ def _engine(
     packing: Packing | None,
     weights: Mapping[str, float | None],
 ) -> SkipTrainer:
+    """Return the Trainer with our rows in our order, after all that cannot be kept is refused."""
+    longest = int(examples.lengths.max())
     refuse_layout(
         model,
         strategies=collator.strategies,
         key_bias=collator.key_bias,
         packing=packing,
         logit_scale=collator.logit_scale,
-        longest=int(examples.lengths.max()),
+        longest=longest,
     )
     refuse_virtual_tokens(model)
     refuse_engine(args)
     _refuse_smoothing(args, packing)
-    refuse_here(model, args, collator, packing, int(examples.lengths.max()))
+    refuse_here(model, args, collator, packing, longest)
     torch.manual_seed(collator.seed)
     visits = VisitDataset(examples)
     rows = collator if packing is None else PackCollator(collator, packing.attention)
@@ -190,19 +192,29 @@ def _engine(
             data_collator=cast(Any, Named(rows)),
         )
     engine.remove_callback(PrinterCallback)
-    sampler = VisitSampler(
+    engine.sampler = _sampler(args, examples, packing, weights, collator.seed)
+    engine.samples_weigh_the_same = packing is not None and packing.loss == "sample"
+    return engine
+
+
+def _sampler(
+    args: TrainingArguments,
+    examples: ExampleFile,
+    packing: Packing | None,
+    weights: Mapping[str, float | None],
+    seed: int,
+) -> VisitSampler | PackSampler:
+    """Return the order of the samples, or of the packs."""
+    visits = VisitSampler(
         examples.lengths,
         [examples.source_names[source] for source in examples.sources],
         weights,
         batch_size=args.per_device_train_batch_size if packing is None else None,
-        seed=collator.seed,
+        seed=seed,
     )
-    engine.sampler = sampler
-    if packing is not None:
-        num_epochs = partial(_num_epochs, args)
-        engine.sampler = PackSampler(sampler, packing.max_tokens, num_epochs=num_epochs)
-        engine.samples_weigh_the_same = packing.loss == "sample"
-    return engine
+    if packing is None:
+        return visits
+    return PackSampler(visits, packing.max_tokens, num_epochs=partial(_num_epochs, args))
 
 
 @contextlib.contextmanager
