@@ -38,13 +38,10 @@ lint: $(VENV)/installed
 audit: $(VENV)/installed
 	$(RUN)/python .ci/audit.py
 
-# The pages that are made from results and docstrings, and the Python reference from
-# build/api/skipalign.html on.
+# Every page and table that is made from results, docstrings and commands, and the Python reference
+# from build/api/skipalign.html on.
 docs: $(VENV)/installed
-	$(RUN)/python benchmarks/readme_tables.py
-	$(RUN)/python benchmarks/results_table.py
-	$(RUN)/python docs/commands.py
-	$(RUN)/python docs/reference.py
+	$(RUN)/python benchmarks/pages.py
 	$(RUN)/python docs/reference.py --html build/api
 
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -7,20 +7,16 @@ METHOD] --json-out FILE` writes. A bar on a score is judged by its mean, one on 
 says.
 """
 
-import argparse
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pages
+
 from skipalign.scores import side
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "confirmation.md"
-BLOCK = re.compile(r"(<!-- bars -->\n).*?(<!-- /bars -->)", re.DOTALL)
+MARK = "bars"
 HEADS = ("bar", "found", "95% interval", "verdict")
 METHOD = "noise-1"
 NEEDLE, PROSE = "needle", "perplexity"
@@ -125,26 +121,17 @@ def table(documents: Mapping[str, Mapping[str, Any]]) -> str:
 def read() -> dict[str, Mapping[str, Any]]:
     """Return the three documents, by the method that their differences are against."""
     names = {"normal": "", "pose": "-against-pose", "long": "-against-long"}
-    found = {
-        against: json.loads((RESULTS / f"confirmation-tiny{name}.json").read_text(encoding="utf-8"))
-        for against, name in names.items()
-    }
+    found = {against: pages.result(f"confirmation-tiny{name}") for against, name in names.items()}
     for against, document in found.items():
         if document["reference"] != against:
             raise SystemExit(f"confirmation-tiny{names[against]}.json is not against {against}")
     return found
 
 
-def main() -> None:
-    """Write the table, or say that it is not what the results are."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 where it would change")
-    text = PAGE.read_text(encoding="utf-8")
-    made = BLOCK.sub(rf"\g<1>{table(read())}\n\g<2>", text)
-    if parser.parse_args().check:
-        raise SystemExit(None if made == text else "docs/confirmation.md is not what was found")
-    PAGE.write_text(made, encoding="utf-8")
+def made() -> dict[Path, str]:
+    """Return the document that has the table."""
+    return pages.filled(MARK, lambda _: table(read()))
 
 
 if __name__ == "__main__":
-    main()
+    pages.main(made, __doc__)

@@ -1,10 +1,10 @@
 """Write docs/malformed.md: what becomes of malformed inputs, by kind, and the outcome of each.
 
-    python benchmarks/malformed_table.py [--check]
+    python benchmarks/malformed_table.py [--outcomes] [--check]
 
-The inputs are made by tests/made_malformed.py; the outcome of each is kept in
-tests/malformed.jsonl, one line an input. `--check` writes nothing and ends with 1 where either
-file is not what would be written.
+The inputs are made by tests/made_malformed.py; tests/malformed.jsonl holds the outcome of each, one
+line an input, and the page is made from it. `--outcomes` reads every input again and writes that
+file as well. Tests hold it, so this is for outcomes that have changed as they should.
 """
 
 import hashlib
@@ -18,19 +18,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+import pages
 
-from made_malformed import Malformed, malformed  # noqa: E402
-from skipalign.conversation import Conversation, read_conversations  # noqa: E402
-from skipalign.errors import RecipeError, SkipalignError  # noqa: E402
-from skipalign.recipe import load  # noqa: E402
+sys.path.insert(0, str(pages.ROOT / "tests"))
 
-FUZZ = Path(__file__).parent / "results" / "fuzz.json"
+from made_malformed import Malformed, malformed
+from skipalign.conversation import Conversation, read_conversations
+from skipalign.errors import RecipeError, SkipalignError
+from skipalign.recipe import load
+
 WHAT = {"rows": "files of conversations", "recipe": "recipes"}
 
-OUTCOMES = ROOT / "tests" / "malformed.jsonl"
-PAGE = ROOT / "docs" / "malformed.md"
+OUTCOMES = pages.ROOT / "tests/malformed.jsonl"
+PAGE = pages.ROOT / "docs/malformed.md"
 MOST_SECONDS = 10  # of one input
 
 
@@ -106,11 +106,10 @@ def rows() -> list[dict[str, str]]:
 
 def fuzzed() -> list[str]:
     """Return what was looked for by coverage, besides."""
-    document = json.loads(FUZZ.read_text(encoding="utf-8"))
     told = [
         f"{row['executions']:,} {WHAT[row['target']]} in {row['seconds']} s, "
         f"{row['crashes'] or 'no'} crash"
-        for row in document["rows"]
+        for row in pages.result("fuzz")["rows"]
     ]
     return [
         f"`python benchmarks/fuzz.py` looks for more by coverage, with atheris: {'; '.join(told)}",
@@ -163,18 +162,27 @@ def cell(message: str) -> str:
     return f"`{words[:160]}{'...' if len(words) > 160 else ''}`"
 
 
+def kept() -> list[dict[str, str]]:
+    """Return the outcomes that are written down."""
+    return [json.loads(line) for line in OUTCOMES.read_text(encoding="ascii").splitlines()]
+
+
+def made() -> dict[Path, str]:
+    """Return the page of the outcomes that are written down."""
+    return {PAGE: page(kept())}
+
+
 def main() -> None:
-    """Write both files, or say that they are not what would be written."""
-    found = rows()
-    wanted = {
-        OUTCOMES: "".join(json.dumps(row) + "\n" for row in found),
-        PAGE: page(found),
-    }
-    for path, text in wanted.items():
-        if "--check" not in sys.argv:
-            path.write_text(text, encoding="utf-8")
-        elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            sys.exit(f"{path}: not what python {Path(__file__).name} writes; run it")
+    """Write the page, or the outcomes and the page, or say that they would change."""
+    parser = pages.arguments(__doc__)
+    parser.add_argument("--outcomes", action="store_true", help="read every input again")
+    given = parser.parse_args()
+    documents = made()
+    if given.outcomes:
+        found = rows()
+        lines = "".join(json.dumps(row) + "\n" for row in found)
+        documents = {OUTCOMES: lines, PAGE: page(found)}
+    pages.write(documents, check=given.check)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@
 Of each family a random model of four narrow layers is asked three times by the start-up probe,
 after what is refused by its config alone. What the probe passes is then computed a second way: a
 skipped row beside the long row whose gap is unseen, a key bias of log 2 beside a key that stands
-there twice. `--check` writes nothing and ends with 1 where the page is not what would be written.
+there twice.
+
+    python benchmarks/model_table.py [--check]
 """
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pages
 import torch
 import transformers
 from torch import Tensor
@@ -25,7 +27,7 @@ from skipalign.packing import Packing
 from skipalign.positions import SkipAlign
 from skipalign.probe import probe, require
 
-PAGE = Path(__file__).parents[1] / "docs/models.md"
+PAGE = pages.ROOT / "docs/models.md"
 REACH = 4096  # positions that skips use
 CLOSE = 1e-4  # of the largest logit: float32 computed in another order differs by 1e-6
 NUM_TOKENS, GAP, WEIGHED = 24, 600, 5  # the gap is wider than the windows below
@@ -325,14 +327,10 @@ def page(rows: Sequence[str]) -> str:
     return HEAD + "".join(f"{each}\n" for each in rows)
 
 
-def main() -> None:
-    """Write the page, or compare it."""
-    made = page([row(*family) for family in FAMILIES])
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if PAGE.read_text(encoding="utf-8") == made else "docs/models.md is out of date")
-    PAGE.write_text(made, encoding="utf-8")
-    print(f"wrote {PAGE}")
+def made() -> dict[Path, str]:
+    """Return the page by its path."""
+    return {PAGE: page([row(*family) for family in FAMILIES])}
 
 
 if __name__ == "__main__":
-    main()
+    pages.main(made, __doc__)

@@ -5,21 +5,14 @@ benchmarks/results/NAME.json, as `skipalign report RUN --json-out FILE` writes i
 <!-- NAME results of normal, pose at 128, 4096 -->, methods in that order.
 """
 
-import argparse
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md")))
-BLOCK = re.compile(
-    r"<!-- (?P<name>[\w-]+) results(?: of (?P<methods>[\w, -]+?) at (?P<lengths>[\d, ]+))? -->\n"
-    r".*?<!-- /(?P=name) results -->",
-    re.DOTALL,
-)
+import pages
+
+MARK = r"(?P<name>[\w-]+) results(?: of (?P<methods>[\w., -]+?) at (?P<lengths>[\d, ]+))?"
 
 
 def table(
@@ -55,35 +48,19 @@ def cell(row: Mapping[str, Any] | None) -> str:
     return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" if row else "-"
 
 
-def filled(text: str) -> str:
-    """Return a document with every table made anew."""
-
-    def block(found: re.Match[str]) -> str:
-        document = json.loads((RESULTS / f"{found['name']}.json").read_text(encoding="utf-8"))
-        methods = [each.strip() for each in (found["methods"] or "").split(",") if each.strip()]
-        lengths = [int(each) for each in (found["lengths"] or "").split(",") if each.strip()]
-        opening = found[0].partition("\n")[0]
-        made = table(document, methods, lengths)
-        return f"{opening}\n{made}\n<!-- /{found['name']} results -->"
-
-    return BLOCK.sub(block, text)
-
-
-def main() -> None:
-    """Rewrite the documents, or say which are not what the results are."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--check", action="store_true", help="exit 1 where it would change something"
+def asked(mark: re.Match[str]) -> str:
+    """Return the table that a mark asks for."""
+    methods, lengths = (
+        [each.strip() for each in (mark[part] or "").split(",") if each.strip()]
+        for part in ("methods", "lengths")
     )
-    check = parser.parse_args().check
-    texts = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
-    changed = {path: made for path, text in texts.items() if (made := filled(text)) != text}
-    if check:
-        names = ", ".join(path.name for path in changed)
-        raise SystemExit(f"not what the results are: {names}" if changed else 0)
-    for path, made in changed.items():
-        path.write_text(made, encoding="utf-8")
+    return table(pages.result(mark["name"]), methods, [int(each) for each in lengths])
+
+
+def made() -> dict[Path, str]:
+    """Return every document that has such a table."""
+    return pages.filled(MARK, asked)
 
 
 if __name__ == "__main__":
-    main()
+    pages.main(made, __doc__)

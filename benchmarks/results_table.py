@@ -4,15 +4,14 @@ One row for every file of benchmarks/results: the command that makes it, and wha
 from, as its `environment` says it.
 """
 
-import argparse
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "results.md"
+import pages
+
+PAGE = pages.ROOT / "docs/results.md"
 HEADS = ("file", "command", "seeds", "commit", "came with", "data", "machine")
 HEADS += ("repeats", "does not repeat")
 NOT_RECORDED, TO_THE_BIT, TOLERANCE = "not recorded", "to the bit", "within"  # as origin.py says
@@ -88,22 +87,16 @@ def blocks(document: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 def page() -> str:
     """Return the whole page."""
     rows = [HEADS, ["---"] * len(HEADS)]
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(pages.RESULTS.glob("*.json")):
         document = json.loads(path.read_text(encoding="utf-8"))
         rows += [row(path.name, block) for block in blocks(document)]
     return TEXT + "".join(f"| {' | '.join(each)} |\n" for each in rows)
 
 
-def main() -> None:
-    """Write the page, or say that it is not what the results are."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 where it would change")
-    made = page()
-    if parser.parse_args().check:
-        same = PAGE.exists() and PAGE.read_text(encoding="utf-8") == made
-        raise SystemExit(None if same else "docs/results.md is not what the results are")
-    PAGE.write_text(made, encoding="utf-8")
+def made() -> dict[Path, str]:
+    """Return the page by its path."""
+    return {PAGE: page()}
 
 
 if __name__ == "__main__":
-    main()
+    pages.main(made, __doc__)

@@ -6,20 +6,20 @@ Each arm changes one thing of the needle of recipes/confirmation-tiny.yaml: the 
 around it, or how alike the keys are. Every arm becomes a run folder in RUN-transfer/ARM, which
 `skipalign report` reads; started again, this goes on where it stopped. Results go to
 benchmarks/results/transfer-tiny.json: a row for each arm, method and length, and differences
-against PoSE pair by pair. `--table` makes the table of docs/confirmation.md of them.
+against PoSE pair by pair, and transfer_table.py writes them into docs/confirmation.md.
 """
 
 import argparse
-import json
-import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
+import transfer_table
 
 from skipalign import recipe
 from skipalign.evaluating import load_generator
@@ -32,11 +32,8 @@ from skipalign.tiny import PROSE
 from skipalign.tiny.corpus import KEYS, VALUES, read_prose
 from skipalign.workers import finished, shared_threads
 
-ROOT = Path(__file__).parents[1]
-RECIPE = ROOT / "recipes/confirmation-tiny.yaml"
-RESULT = ROOT / "benchmarks/results/transfer-tiny.json"
-PAGE = ROOT / "docs/confirmation.md"
-BLOCK = re.compile(r"(<!-- arms -->\n).*?(<!-- /arms -->)", re.DOTALL)
+RECIPE = pages.ROOT / "recipes/confirmation-tiny.yaml"
+RESULT = pages.RESULTS / "transfer-tiny.json"
 AGAINST = "pose"
 SEED = 0
 ARMS = {
@@ -62,7 +59,7 @@ def haystacks(folder: Path) -> dict[str, str]:
     )
     texts = {
         "repeated filler": published()["noise"],
-        "legal filler": (ROOT / "LICENSE").read_text(encoding="utf-8"),
+        "legal filler": (pages.ROOT / "LICENSE").read_text(encoding="utf-8"),
         "names in the filler": named,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,43 +97,13 @@ def rows_of(arm: str, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str
     return [{"arm": arm, **row} for row in rows], [{"arm": arm, **row} for row in pairs]
 
 
-def table(document: Mapping[str, Any]) -> str:
-    """Return needle accuracy by arm at the ends of the lengths, and the last method less PoSE."""
-    rows = {(row["arm"], row["method"], row["context_length"]): row for row in document["rows"]}
-    pairs = {(row["arm"], row["method"], row["context_length"]): row for row in document["paired"]}
-    methods = list(dict.fromkeys(method for _, method, _ in rows))
-    lengths = sorted({length for _, _, length in rows})
-    ends = [(method, length) for length in (lengths[0], lengths[-1]) for method in methods]
-    heads = ["arm", *(f"{method}, {length:,}" for method, length in ends)]
-    heads.append(f"{methods[-1]} less {document['reference']}, {lengths[-1]:,}")
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for arm in document["arms"]:
-        cells = [f"{rows[(arm, *end)]['mean']:.2f}" for end in ends]
-        pair = pairs[arm, methods[-1], lengths[-1]]
-        cells.append(f"{pair['difference']:+.2f} [{pair['low']:.2f}, {pair['high']:.2f}]")
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def fill_page() -> None:
-    """Write the table into the page."""
-    made = table(json.loads(RESULT.read_text(encoding="utf-8")))
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(BLOCK.sub(rf"\g<1>{made}\n\g<2>", text), encoding="utf-8")
-
-
 def main(words: Sequence[str] | None = None) -> None:
     """Ask every model in every arm and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("run", type=Path, nargs="?")
-    parser.add_argument("methods", nargs="?")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("methods")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="make the table of the page anew")
     given = parser.parse_args(words)
-    if given.table:
-        return fill_page()
-    if given.methods is None:
-        parser.error("give a run folder and methods, or --table")
     out = given.run.with_name(f"{given.run.name}-transfer")
     texts = haystacks(out / "haystacks")
     asked = {arm: settings_of(arm, texts) for arm in ARMS}
@@ -162,7 +129,7 @@ def main(words: Sequence[str] | None = None) -> None:
         exact=("rows", "paired"),
         measured=(),
     )
-    return fill_page()
+    pages.write(transfer_table.made())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Write docs/commands.md from the commands themselves: python docs/commands.py [--check]"""
 
-import argparse
 import re
 import sys
 import textwrap
@@ -11,7 +10,11 @@ import click
 from skipalign.cli import cli
 from skipalign.commands.options import GIVES
 
-PAGE = Path(__file__).parent / "commands.md"
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import pages
+
+PAGE = pages.ROOT / "docs/commands.md"
 TEXT = """\
 # Commands
 
@@ -90,16 +93,10 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def main() -> None:
-    """Write the page, or say that it is not what the commands are."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 where it would change")
-    made = page()
-    if parser.parse_args().check:
-        same = PAGE.exists() and PAGE.read_text(encoding="utf-8") == made
-        sys.exit(None if same else "docs/commands.md is not what the commands are")
-    PAGE.write_text(made, encoding="utf-8")
+def made() -> dict[Path, str]:
+    """Return the page by its path."""
+    return {PAGE: page()}
 
 
 if __name__ == "__main__":
-    main()
+    pages.main(made, __doc__)

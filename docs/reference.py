@@ -3,16 +3,18 @@
 With --html, pdoc writes every public name with its whole docstring as pages that need no network.
 """
 
-import argparse
 import ast
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "src" / "skipalign"
-PAGE = ROOT / "docs" / "api.md"
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import pages
+
+PACKAGE = pages.ROOT / "src/skipalign"
+PAGE = pages.ROOT / "docs/api.md"
 TEXT = """\
 # Python reference
 
@@ -32,7 +34,7 @@ Named = ast.FunctionDef | ast.ClassDef
 
 def rooms() -> list[str]:
     """Return every room, in the order of ARCHITECTURE.md."""
-    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    text = (pages.ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     return text.partition("\n## Import order\n")[2].split("```")[1].split()
 
 
@@ -85,7 +87,7 @@ def page() -> str:
         node = next(each for each in public(trees[room]) if each.name == name)
         lines.append(f"- `{name}` ({room}): {first_sentence(node, f'{room}.{name}')}")
     for room, tree in trees.items():
-        path = source_of(room).relative_to(ROOT).as_posix()
+        path = source_of(room).relative_to(pages.ROOT).as_posix()
         lines += ["", f"## [skipalign.{room}](../{path})", "", first_sentence(tree, room), ""]
         for node in public(tree):
             lines.append(f"- `{node.name}`: {first_sentence(node, f'{room}.{node.name}')}")
@@ -114,22 +116,22 @@ def write_html(folder: Path) -> None:
         path.write_text(_TO_PRIVATE.sub(r"\1", shown), encoding="utf-8")
 
 
+def made() -> dict[Path, str]:
+    """Return the page by its path."""
+    return {PAGE: page()}
+
+
 def main() -> None:
     """Write what is asked for, or say that docs/api.md is not what the docstrings are."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 where it would change")
+    parser = pages.arguments(__doc__)
     parser.add_argument(
         "--html", type=Path, metavar="FOLDER", help="write the pages of pdoc instead"
     )
     given = parser.parse_args()
-    made = page()
-    if given.check:
-        same = PAGE.exists() and PAGE.read_text(encoding="utf-8") == made
-        sys.exit(None if same else "docs/api.md is not what the docstrings are")
     if given.html:
         write_html(given.html)
     else:
-        PAGE.write_text(made, encoding="utf-8")
+        pages.write(made(), check=given.check)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,3 @@ def test_a_bar_that_was_not_measured_ends_in_one_line():
     made["long"]["paired"] = []
     with pytest.raises(SystemExit, match="not measured for the bar: needle at 1,024"):
         bars.table(made)
-
-
-def test_the_page_is_what_was_found():
-    page = bars.PAGE.read_text(encoding="utf-8")
-    assert bars.table(bars.read()) in page

@@ -259,7 +259,7 @@ def test_figures_of_guides_are_those_of_the_results():
     found = 0
     for page in GUIDES:
         text = (ROOT / page).read_text(encoding="utf-8")
-        for name, block in re.findall(r"<!-- from ([\w-]+) -->\n((?:\|.*\n)+)", text):
+        for name, block in re.findall(r"<!-- ([\w-]+) results.* -->\n((?:\|.*\n)+)", text):
             document = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
             whole, shown = cells_of(tables.table(document)), cells_of(block)
             assert shown.items() <= whole.items(), f"{page}: {shown.items() - whole.items()}"

@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -75,10 +74,3 @@ def test_commits_that_results_name_are_commits():
     if "missing" in kinds and (ROOT / ".git/shallow").exists():
         pytest.skip("needs the whole history: this clone is shallow")
     assert kinds == {"commit"}
-
-
-def test_the_page_of_results_is_that_of_the_files():
-    run = subprocess.run(
-        [sys.executable, "benchmarks/results_table.py", "--check"], cwd=ROOT, check=False
-    )
-    assert run.returncode == 0, "run python benchmarks/results_table.py"
