@@ -131,11 +131,15 @@ def test_embedded_names_are_known_and_others_left_alone(quick: Path):
         "./tiny",
         "tiny-long",
         "tiny-{seed}",
+        "tiny-gqa-",
+        "tiny-gqa-01",
+        "tiny-mla-0",
     ):
         assert tiny.base_place(name) is None, name
         assert make.base(name) == name
         assert tiny.tokenizer_of(name) == name
-    assert tiny.tokenizer_of("tiny-3") == str(tiny.BASE)
+    assert tiny.tokenizer_of("tiny-3") == tiny.tokenizer_of("tiny-gqa-3") == str(tiny.BASE)
+    assert tiny.base_place("tiny-gqa") == tiny.base_place("tiny-gqa-0") == quick / "tiny-gqa-0"
     assert make.conversations("tiny") == str(tiny.CONVERSATIONS)
     assert make.conversations("tiny-1") == "tiny-1"
     assert make.base("tiny-0") == str(tiny.BASE)
@@ -159,6 +163,34 @@ def test_the_base_of_another_seed_is_made_once(quick: Path):
         load_model(path).config.rope_parameters == load_model(str(packaged)).config.rope_parameters
     )
     assert "with seed 1" in (made / "README.md").read_text()
+
+
+@pytest.mark.parametrize("shape", tiny.SHAPES)
+def test_a_base_of_another_shape_is_made_once_and_trains_like_the_packaged_one(
+    quick: Path, shape: str
+):
+    name = f"tiny-{shape}-1"
+    planned = make.config_of(name)  # before it is made
+    with pytest.raises(ModelError, match=rf"--shape {shape} --seed 1 makes it"):
+        tiny.found(name)
+    path = Path(make.base(name))
+    assert path == quick / name == Path(tiny.found(name))
+    config = load_model(str(path)).config
+    for key, value in tiny.SHAPES[shape].items():
+        assert getattr(config, key) == getattr(planned, key) == value
+    packaged = load_model(str(tiny.BASE)).config
+    assert any(getattr(packaged, key, None) != value for key, value in tiny.SHAPES[shape].items())
+    assert config.rope_parameters == packaged.rope_parameters
+    card = (path / "README.md").read_text()
+    assert f"--shape {shape}` with seed 1" in card
+    assert all(f"{key} {value}" in card for key, value in tiny.SHAPES[shape].items())
+
+
+def test_the_packaged_shape_is_that_of_the_packaged_base():
+    packaged = load_model(str(tiny.BASE)).config.to_dict()
+    made = make.make_config().to_dict()
+    differing = {key for key in packaged.keys() | made.keys() if packaged.get(key) != made.get(key)}
+    assert differing == {"dtype", "architectures", "_name_or_path"}
 
 
 def test_another_seed_is_another_base_and_the_same_seed_the_same(quick: Path, remade, prose: str):
@@ -197,6 +229,11 @@ def test_a_base_can_be_made_by_hand(
     make.main()
     assert [each.name for each in (tmp_path / "own").iterdir()] == ["tiny-4"]
     assert f"made {tmp_path / 'own' / 'tiny-4'}" in capsys.readouterr().out
+    monkeypatch.setattr(
+        "sys.argv", ["make", "--shape", "untied", "--out", str(tmp_path / "other")]
+    )
+    make.main()
+    assert [each.name for each in (tmp_path / "other").iterdir()] == ["tiny-untied-0"]
     monkeypatch.setattr("sys.argv", ["make", "--seed", "4"])
     monkeypatch.setattr(make, "GATE", 0.99)
     with pytest.raises(SystemExit, match=r"^error: tiny-4: "):

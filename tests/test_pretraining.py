@@ -80,7 +80,7 @@ def test_an_attempt_that_does_not_come_to_retrieve_is_given_up(monkeypatch: pyte
         pretraining, "Learner", lambda *given, **more: made.append(1) or learner(*given, **more)
     )
     with pytest.raises(ModelError, match=r"tiny-5: none of 3 attempts .* take another seed"):
-        pretrain(config(), rows(), seed=5)
+        pretrain(config(), rows(), seed=5, name="tiny-5")
     assert len(made) == 3
 
 

@@ -228,7 +228,7 @@ def _learning_rate(found: Found) -> float:
 
     Source: Goyal et al. 2017 (arXiv 1706.02677), section 2.1, the linear scaling rule.
     """
-    if tiny.base_seed(found.model.path) is not None:
+    if tiny.embedded(found.model.path) is not None:
         (demo, *_) = recipe.load("tiny").trainings()
         tokens = int(demo.trainer["per_device_train_batch_size"]) * demo.sources[0].max_tokens
         share = found.choices.rows * found.choices.max_tokens / tokens
@@ -282,7 +282,7 @@ def _task(name: str, fields: Mapping[str, Any]) -> list[str]:
 
 def asked(model: ModelFacts) -> dict[str, Any]:
     """Return how needles are asked of an embedded base, which knows no other sentences."""
-    if tiny.base_seed(model.path) is None:
+    if tiny.embedded(model.path) is None:
         return {}
     needle = recipe.load("tiny").tasks["needle"]
     names = ("distractors", "needle", "question", "separator", "max_new_tokens", "keys", "values")

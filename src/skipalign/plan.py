@@ -20,6 +20,7 @@ from skipalign.prepare import Source
 from skipalign.readers import data_files
 from skipalign.resolved import Training
 from skipalign.shapes import read_architecture
+from skipalign.tiny import make
 
 COLUMNS = ("method", "seed", "base", "max_position", "steps", "tokens_per_step")
 _ROWS_LOOKED_AT = 100
@@ -206,11 +207,11 @@ def _config_here(training: Training) -> Any | None:
     stands for it.
     """
     base = training.base
-    path = tiny.tokenizer_of(base.path)  # all embedded bases have the shape of the packaged one
+    path = tiny.tokenizer_of(base.path)
     is_id = _MODEL_ID.fullmatch(path) is not None
     exists = Path(path).expanduser().exists()
     if exists or not (is_id or training.architecture):
-        return load_config(path, revision=base.revision)
+        return make.config_of(base.path, revision=base.revision)
     if not is_id:
         return None
     # Asking transformers for local files alone would still have the hub's client call home.

@@ -20,7 +20,7 @@ from skipalign.budget import GPUS, known_gpu
 from skipalign.conversation import SHAPES, Conversation, Rejection, read_conversations
 from skipalign.encoding import Encoded, Encoder
 from skipalign.errors import DataError, ModelError
-from skipalign.model import load_config, refuse_skips, rope_base
+from skipalign.model import refuse_skips, rope_base
 from skipalign.progress import Progress, Silent
 from skipalign.tiny import make
 
@@ -140,13 +140,13 @@ def config_of(path: str) -> Config:
     Raises:
         ModelError: it cannot be loaded, or is an adapter.
     """
-    place = tiny.tokenizer_of(path)  # all embedded bases have the shape of the packaged one
+    place = tiny.tokenizer_of(path)
     if adapters.base_of(place, None) is not None:
         raise ModelError(
             f"{path}: is an adapter, which cannot be trained on or extended - make a plain model "
             f"of it first: skipalign merge {path} OUT"
         )
-    return load_config(place)
+    return make.config_of(path)
 
 
 def refuse_model(path: str, max_position: int) -> None:

@@ -5,9 +5,9 @@
 3. a gate: retrieval of at least 0.99 at the window, or nothing is written;
 4. the conversations of the tiny recipe.
 
-`--seed N` pre-trains another base of the same kind, with the packaged tokenizer; `base` makes it
-where a recipe asks for `tiny-N` and it is not there yet, `conversations` likewise `tiny-long` and
-`tiny-prose`.
+`--seed N` pre-trains another base of the same kind, with the packaged tokenizer, `--shape` one with
+other heads or layers; `base` makes it where a recipe asks for `tiny-N` or `tiny-SHAPE-N` and it is
+not there yet, `conversations` likewise `tiny-long` and `tiny-prose`.
 """
 
 import argparse
@@ -23,23 +23,26 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from skipalign.conversation import Conversation, Message, Place
 from skipalign.encoding import IGNORE_INDEX, Encoder
 from skipalign.errors import ModelError, SkipalignError
 from skipalign.files import write_text, written_aside
-from skipalign.model import load_tokenizer, save_model
+from skipalign.model import Config, load_config, load_tokenizer, save_model
 from skipalign.progress import Progress, Silent, Terminal, counted
 from skipalign.tiny import (
     BASE,
     CONVERSATIONS,
     LONG,
     PROSE,
+    SHAPES,
     TEXT,
     base_place,
-    base_seed,
     data_place,
+    embedded,
+    name_of,
+    tokenizer_of,
 )
 from skipalign.tiny.corpus import (
     KEYS,
@@ -105,22 +108,34 @@ def make_tokenizer(
     )
 
 
-def make_config() -> LlamaConfig:
-    """Return the shape of the tiny base: 0.5 million parameters."""
-    return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=WINDOW,
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
+def make_config(shape: str = "") -> PreTrainedConfig:
+    """Return the config of an embedded base: 0.5 million parameters, or another of `SHAPES`."""
+    settings = {
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": WINDOW,
+        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+    return AutoConfig.for_model(**(settings | dict(SHAPES.get(shape, {}))))
+
+
+def config_of(base: str, *, revision: str | None = None) -> Config:
+    """Return the config of an embedded base, made or not, of a local folder or a hub id.
+
+    Raises:
+        ModelError: there is none, or it would need code of the checkpoint.
+    """
+    shape, _ = embedded(base) or ("", 0)
+    return make_config(shape) if shape else load_config(tokenizer_of(base), revision=revision)
 
 
 def _conversation_pool(
@@ -212,6 +227,7 @@ def make_base(
     folder: Path,
     *,
     seed: int,
+    shape: str = "",
     keep: bool = False,
     progress: Progress = _SILENT,
 ) -> float:
@@ -222,24 +238,26 @@ def make_base(
         prose: what it reads.
         folder: where it goes.
         seed: of weights and rows.
+        shape: one of `SHAPES`, or "" for the packaged base's.
         keep: leave what another process has put into `folder` meanwhile.
         progress: where to report steps.
 
     Raises:
         ModelError: it retrieves less than 0.99, or never came to retrieve.
     """
+    name = name_of(shape, seed)
     rows = rows_of(tokenizer, prose, np.random.default_rng(seed))
-    model = pretrain(make_config(), rows, seed=seed, progress=progress).eval()
+    model = pretrain(make_config(shape), rows, seed=seed, name=name, progress=progress).eval()
     score = retrieval(model, tokenizer, prose)
     if score < GATE:
         raise ModelError(
-            f"tiny-{seed}: the share of right answers at {WINDOW} tokens is {score:.3f} and must "
+            f"{name}: the share of right answers at {WINDOW} tokens is {score:.3f} and must "
             f"be at least {GATE}; nothing was written - take another seed"
         )
     aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
         save_model(model, tokenizer, aside)
-        write_text(aside / "README.md", _card(score, seed))
+        write_text(aside / "README.md", _card(score, seed, shape))
         if not (keep and folder.exists()):
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(aside, folder)
@@ -254,12 +272,12 @@ def base(name: str, progress: Progress = _SILENT) -> str:
     Raises:
         ModelError: the base that was made retrieves less than 0.99.
     """
-    folder, seed = base_place(name), base_seed(name)
-    if folder is None or seed is None:
+    folder, known = base_place(name), embedded(name)
+    if folder is None or known is None:
         return name
     if not folder.exists():
-        tokenizer = load_tokenizer(str(BASE))
-        make_base(tokenizer, read_prose(PROSE), folder, seed=seed, keep=True, progress=progress)
+        tokenizer, prose, (shape, seed) = load_tokenizer(str(BASE)), read_prose(PROSE), known
+        make_base(tokenizer, prose, folder, seed=seed, shape=shape, keep=True, progress=progress)
     return str(folder)
 
 
@@ -283,11 +301,15 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=SEED, help="from 1 on: the base tiny-SEED alone"
     )
+    parser.add_argument("--shape", choices=SHAPES, default="", help="the base tiny-SHAPE-SEED alone")
     given = parser.parse_args()
     if given.seed < 0:
         parser.error(f"--seed is {given.seed}; it must be 0 or more")
     try:
-        (_remake if given.seed == SEED else _another)(given.out, given.seed)
+        if given.shape or given.seed != SEED:
+            _another(given.out, given.seed, given.shape)
+        else:
+            _remake(given.out, given.seed)
     except SkipalignError as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -302,23 +324,30 @@ def _remake(out: Path | None, seed: int) -> None:
     print(f"made {folder} (retrieval {score:.3f}) and {path}; next: skipalign run tiny")
 
 
-def _another(out: Path | None, seed: int) -> None:
-    place = base_place(f"tiny-{seed}")
-    assert place is not None, "tiny-N names an embedded base"
+def _another(out: Path | None, seed: int, shape: str) -> None:
+    place = base_place(name_of(shape, seed))
+    assert place is not None, "tiny-N and tiny-SHAPE-N name embedded bases"
     folder = out / place.name if out else place
     tokenizer = load_tokenizer(str(BASE))
-    score = make_base(tokenizer, read_prose(PROSE), folder, seed=seed, progress=Terminal())
+    prose = read_prose(PROSE)
+    score = make_base(tokenizer, prose, folder, seed=seed, shape=shape, progress=Terminal())
     print(f"made {folder} (retrieval {score:.3f}); next: a recipe with base: {place.name}")
 
 
-def _card(score: float, seed: int) -> str:
+def _card(score: float, seed: int, shape: str) -> str:
+    made = "A Llama of half a million parameters"
+    if shape:
+        differs = ", ".join(f"{key} {value}" for key, value in SHAPES[shape].items())
+        made = f"The packaged base with {differs}"
+    with_shape = f" --shape {shape}" if shape else ""
     return (
         "---\nlicense: apache-2.0\nlibrary_name: transformers\n---\n\n"
         "# The tiny base of skipalign\n\n"
-        f"A Llama of half a million parameters, trained at a window of {WINDOW} tokens on chapters "
+        f"{made}, trained at a window of {WINDOW} tokens on chapters "
         "1 to 50 of Pride and Prejudice (public domain) and on records hidden in them, by "
-        f"`python -m skipalign.tiny.make` with seed {seed}. Retrieval at the window: {score:.3f} "
-        "of 900 answers. It exists to show position strategies, and knows nothing else.\n"
+        f"`python -m skipalign.tiny.make{with_shape}` with seed {seed}. Retrieval at the window: "
+        f"{score:.3f} of 900 answers. It exists to show position strategies, and knows nothing "
+        "else.\n"
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from skipalign.errors import ModelError
 from skipalign.progress import Bar, Progress, Silent
@@ -144,10 +144,10 @@ class Learner:
         device: where it learns; on a GPU matrices multiply in bfloat16.
     """
 
-    def __init__(self, config: LlamaConfig, *, seed: int, device: str = "cpu") -> None:
+    def __init__(self, config: PreTrainedConfig, *, seed: int, device: str = "cpu") -> None:
         torch.manual_seed(seed)
         self.device = torch.device(device)
-        self.model = LlamaForCausalLM(config)
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
         self.model.to(self.device)  # type: ignore[arg-type] # torch's own signature
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), betas=(0.9, 0.98), weight_decay=0.01
@@ -185,14 +185,19 @@ class Learner:
 
 
 def pretrain(
-    config: LlamaConfig, rows: RowMaker, *, seed: int, progress: Progress = _SILENT
-) -> LlamaForCausalLM:
+    config: PreTrainedConfig,
+    rows: RowMaker,
+    *,
+    seed: int,
+    name: str = "a base",
+    progress: Progress = _SILENT,
+) -> PreTrainedModel:
     """Train a model until it has read; `seed` is of weights, the rows have their own generator.
 
     Raises:
         ModelError: no attempt came to retrieve.
     """
-    with progress.bar(f"pre-train tiny-{seed}", MAX_FORMING + READING_STEPS) as bar:
+    with progress.bar(f"pre-train {name}", MAX_FORMING + READING_STEPS) as bar:
         for attempt in range(MAX_ATTEMPTS):
             learner = Learner(config, seed=seed + 1000 * attempt)
             if _forms(learner, rows, bar) and _grows(learner, rows, bar):
@@ -201,7 +206,7 @@ def pretrain(
                     bar.advance()
                 return learner.model
     raise ModelError(
-        f"tiny-{seed}: none of {MAX_ATTEMPTS} attempts came to retrieve in lists of {SHORT} "
+        f"{name}: none of {MAX_ATTEMPTS} attempts came to retrieve in lists of {SHORT} "
         "tokens; take another seed"
     )
 
