@@ -229,9 +229,7 @@ def test_a_base_can_be_made_by_hand(
     make.main()
     assert [each.name for each in (tmp_path / "own").iterdir()] == ["tiny-4"]
     assert f"made {tmp_path / 'own' / 'tiny-4'}" in capsys.readouterr().out
-    monkeypatch.setattr(
-        "sys.argv", ["make", "--shape", "untied", "--out", str(tmp_path / "other")]
-    )
+    monkeypatch.setattr("sys.argv", ["make", "--shape", "untied", "--out", str(tmp_path / "other")])
     make.main()
     assert [each.name for each in (tmp_path / "other").iterdir()] == ["tiny-untied-0"]
     monkeypatch.setattr("sys.argv", ["make", "--seed", "4"])

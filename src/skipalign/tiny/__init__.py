@@ -45,7 +45,7 @@ def cache() -> Path:
 
 
 def embedded(name: str) -> tuple[str, int] | None:
-    """Return shape ("" is the packaged one's) and pre-training seed of an embedded base, or None."""
+    """Return shape ("" as packaged) and pre-training seed of an embedded base, or None."""
     found = re.fullmatch(rf"tiny(?:-({'|'.join(SHAPES)}))?(?:-(0|[1-9]\d{{0,8}}))?", name)
     return (found[1] or "", int(found[2] or 0)) if found else None
 

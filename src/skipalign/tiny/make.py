@@ -301,7 +301,7 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=SEED, help="from 1 on: the base tiny-SEED alone"
     )
-    parser.add_argument("--shape", choices=SHAPES, default="", help="the base tiny-SHAPE-SEED alone")
+    parser.add_argument("--shape", choices=SHAPES, default="", help="make tiny-SHAPE-SEED")
     given = parser.parse_args()
     if given.seed < 0:
         parser.error(f"--seed is {given.seed}; it must be 0 or more")
