@@ -36,7 +36,8 @@ def test_figures_come_from_the_environment_and_from_files_told_by_their_digests(
     assert found["packages"]["torch"] == "2.13.0+cpu"
 
 
-def test_what_a_folder_of_an_earlier_version_does_not_say_is_said_to_be_unknown(run):
+def test_what_a_folder_without_an_environment_does_not_say_is_said_to_be_unknown(run):
+    (run / "environment.json").unlink()
     found = origin_of(read_run(run))
     untold = [key for key, value in found.items() if value == "not recorded"]
     assert untold == ["commit", "command", "cpu", "num_processes", "data"]

@@ -191,19 +191,6 @@ def test_trials_stand_in_their_order_whatever_the_order_of_lines(run):
     assert any(right != tuple(sorted(right)) for right in before.values())
 
 
-def test_trials_of_version_0_1_0_are_read_by_cell(run):
-    path = run / "normal/seed-0/evaluation/needle/needle.trials.jsonl"
-    before = outcomes(read_training(run / "normal/seed-0"), "needle")
-    lines = [{"digest": "x"}]
-    for (tokens, depth), right in before.items():
-        trials = [{"correct": bool(value)} for value in right]
-        lines.append({"context_length": tokens, "depth": depth, "trials": trials})
-    path.unlink()
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    path.with_name("needle.cells.jsonl").write_text(text)
-    assert outcomes(read_training(run / "normal/seed-0"), "needle") == before
-
-
 def test_trials_that_are_not_those_of_the_document_do_not_count(run):
     path = run / "normal/seed-0/evaluation/needle/needle.trials.jsonl"
     lines = path.read_text().splitlines()

@@ -30,7 +30,7 @@ STAGES = ("prepare", "train", *TASKS)
 # Settings of more methods than these are listed by method, of fewer they stand side by side.
 SIDE_BY_SIDE = 6
 ABSENT = "–"
-# What folders of earlier versions do not say.
+# What a folder without environment.json, as `skipalign evaluate` makes it, does not say.
 UNTOLD = dict.fromkeys(("commit", "command", "cpu", "num_processes", "data"), NOT_RECORDED)
 EXACT = ("mean", "low", "high", "difference")
 # Beside a difference whose interval lies above or below 0.

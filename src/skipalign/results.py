@@ -313,8 +313,7 @@ def outcomes(training: Training, task: str) -> dict[tuple[int, float], tuple[flo
 def _kept_trials(training: Training, task: str) -> dict[tuple[int, float], list[Any]]:
     """Return the trials of each cell, in order: from the document, else from what lies beside it.
 
-    Beside it lies TASK.trials.jsonl with one trial a line, or, of version 0.1.0, TASK.cells.jsonl
-    with one cell a line.
+    Beside it lies TASK.trials.jsonl with one trial a line.
     """
     document: list[Any] = list(training.documents[task]["cells"])
     if all("trials" in cell for cell in document):
@@ -325,9 +324,6 @@ def _kept_trials(training: Training, task: str) -> dict[tuple[int, float], list[
         lines = read_json_lines(beside.with_suffix(".trials.jsonl"))[1:]
         for trial in sorted(lines, key=lambda line: line["trial"]):
             kept.setdefault(_place(trial, task), []).append(trial)
-        if not kept:
-            cells = read_json_lines(beside.with_suffix(".cells.jsonl"))[1:]
-            kept = {_place(cell, task): cell["trials"] for cell in cells}
     except (ValueError, TypeError, KeyError):
         return {}  # the document counts; only what needs the single trials is not known
     return kept
