@@ -64,6 +64,23 @@ def test_a_source_walked_through_twice_an_epoch_draws_new_positions():
     assert len(set(visits)) == 40
 
 
+def test_a_sample_holds_each_source_as_often_as_an_epoch_visits_it():
+    rng = np.random.default_rng(0)
+    lengths, names = np.full(400, 10), ["a"] * 100 + ["b"] * 300
+    alone = VisitSampler(lengths, ["a"] * 400, {}, batch_size=None, seed=0)
+    assert alone.sample(40, np.random.default_rng(7)).tolist() == (
+        np.random.default_rng(7).permutation(400)[:40].tolist()
+    )
+    natural = VisitSampler(lengths, names, {}, batch_size=None, seed=0).sample(40, rng)
+    assert np.bincount(natural // 100 > 0).tolist() == [10, 30]
+    even = VisitSampler(lengths, names, {"a": 1.0, "b": 1.0}, batch_size=None, seed=0)
+    assert np.bincount(even.sample(40, rng) // 100 > 0).tolist() == [20, 20]
+    # 200 visits of 100 examples: more than half of the epoch would have one twice.
+    everything = even.sample(400, rng)
+    assert np.bincount(everything // 100 > 0).tolist() == [100, 100]
+    assert len(set(everything.tolist())) == 200
+
+
 def packs_of(
     lengths: np.ndarray = LENGTHS, *, epochs: int = 3, seed: int = 1, max_tokens: int = 256
 ) -> PackSampler:

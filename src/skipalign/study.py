@@ -41,6 +41,7 @@ from skipalign.resolved import Training
 from skipalign.results import of_other_weights
 from skipalign.tiny import make
 from skipalign.training import train as fine_tune
+from skipalign.visits import VisitSampler
 from skipalign.watching import Watching
 
 SHARED_DATA = ("rejected.jsonl", "accounting.json")
@@ -298,21 +299,27 @@ def _fit(
 
 
 def _write_coverage(training: Training, out: Path, reach: int, progress: Progress) -> None:
-    """Measure what the first source's strategy teaches."""
+    """Measure what training teaches, each source with its strategy and its share of an epoch."""
     examples = ExampleFile(out / "data")
-    name = training.sources[0].name
-    rows = np.flatnonzero(np.array(examples.source_names)[examples.sources] == name)
+    sampler = VisitSampler(
+        examples.lengths,
+        [examples.source_names[source] for source in examples.sources],
+        {source.name: source.weight for source in training.sources},
+        batch_size=None,
+        seed=training.seed,
+    )
     rng = np.random.default_rng(training.seed)
-    reach = max(reach, int(examples.lengths.max()))
+    rows = sampler.sample(coverage.MAX_SAMPLES, rng)
     measured = coverage.measure(
-        training.strategies[name],
-        [examples[int(row)] for row in rng.permutation(rows)[: coverage.MAX_SAMPLES]],
-        max_position=reach,
+        training.strategies,
+        [examples[int(row)] for row in rows],
+        max_position=max(reach, int(examples.lengths.max())),
         seed=training.seed,
         rng=rng,
+        max_samples=len(rows),
         progress=progress,
     )
-    write_json(out / "coverage.json", measured)
+    write_json(out / "coverage.json", {**measured, "num_examples": len(examples)})
 
 
 def _data_sha256(training: Training, out: Path) -> dict[str, dict[str, str]]:

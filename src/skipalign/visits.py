@@ -112,6 +112,18 @@ class VisitSampler(Sampler[Key]):
         """Choose the epoch of the next walk; the Trainer calls it."""
         self.epoch = epoch
 
+    def sample(self, most: int, rng: np.random.Generator) -> Int[np.ndarray, " N"]:
+        """Return about `most` examples, none twice, of each source as many as its share of visits.
+
+        They are fewer where a source that is visited often has few examples.
+        """
+        rows_per_visit = [len(rows) / self._counts[name] for name, rows in self._members.items()]
+        share = min(most / len(self), *rows_per_visit)
+        nums = {name: max(1, round(count * share)) for name, count in self._counts.items()}
+        return np.concatenate(
+            [rng.permutation(rows)[: nums[name]] for name, rows in self._members.items()]
+        )
+
     def __len__(self) -> int:
         return sum(self._counts.values())
 
