@@ -202,7 +202,7 @@ def test_the_ablation_is_the_whole_grid_and_one_without_skips():
         *(("ablation", 63), ("bias-controls", 39), ("tuning", 50), ("confirmation", 56)),
         ("variants", 45),
         ("shapes", 28),
-        ("no-questions", 15),
+        ("no-questions", 27),
     ],
 )
 def test_the_studies_of_the_tiny_model_are_ready_to_run(name: str, num_trainings: int):
