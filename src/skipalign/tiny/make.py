@@ -110,7 +110,7 @@ def make_tokenizer(
 
 def make_config(shape: str = "") -> PreTrainedConfig:
     """Return the config of an embedded base: 0.5 million parameters, or another of `SHAPES`."""
-    settings = {
+    settings: dict[str, Any] = {
         "model_type": "llama",
         "vocab_size": VOCABULARY,
         "hidden_size": 128,
