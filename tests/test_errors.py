@@ -9,7 +9,8 @@ from skipalign import errors
 
 
 def test_all_errors_are_skipalign_errors():
-    found = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
+    classes = inspect.getmembers(errors, inspect.isclass)
+    found = [kind for _, kind in classes if kind.__module__ == errors.__name__]
     assert len(found) >= 6
     assert all(issubclass(kind, errors.SkipalignError) for kind in found)
     assert issubclass(errors.RecipeError, ValueError)
