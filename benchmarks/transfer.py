@@ -11,7 +11,7 @@ against PoSE pair by pair, and transfer_table.py writes them into docs/confirmat
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -90,11 +90,23 @@ def ask(training: Path, out: Path, settings: NeedleSettings) -> str:
     return str(place)
 
 
-def rows_of(arm: str, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the scores of an arm and its differences, each with its arm."""
-    document = study_document([folder], against=AGAINST)
-    rows, pairs = document["rows"], document["paired"]
-    return [{"arm": arm, **row} for row in rows], [{"arm": arm, **row} for row in pairs]
+def ask_all(
+    run: Path, methods: Sequence[str], arms: Mapping[str, NeedleSettings], out: Path, jobs: int
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """Ask the models of methods in every arm, in run folders out/ARM.
+
+    Returns:
+        The document of each arm, as `skipalign report` has it, and the seeds of the trainings.
+    """
+    trainings = [path for method in methods for path in sorted((run / method).glob("seed-*"))]
+    work = [(path, out / arm, each) for arm, each in arms.items() for path in trainings]
+    with shared_threads(jobs):
+        for count, place in enumerate(finished(ask, work, jobs), 1):
+            print(f"{count} of {len(work)}: {place}", flush=True)
+    for arm in arms:
+        shutil.copy(run / "recipe.yaml", out / arm)
+    documents = [study_document([out / arm], against=AGAINST) for arm in arms]
+    return documents, sorted({int(path.name.removeprefix("seed-")) for path in trainings})
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -107,23 +119,16 @@ def main(words: Sequence[str] | None = None) -> None:
     out = given.run.with_name(f"{given.run.name}-transfer")
     texts = haystacks(out / "haystacks")
     asked = {arm: settings_of(arm, texts) for arm in ARMS}
-    methods = given.methods.split(",")
-    trainings = [path for method in methods for path in sorted((given.run / method).glob("seed-*"))]
-    work = [(path, out / arm, each) for arm, each in asked.items() for path in trainings]
-    with shared_threads(given.jobs):
-        for count, place in enumerate(finished(ask, work, given.jobs), 1):
-            print(f"{count} of {len(work)}: {place}", flush=True)
-    rows: list[dict[str, Any]] = []
-    pairs: list[dict[str, Any]] = []
-    for arm in ARMS:
-        shutil.copy(given.run / "recipe.yaml", out / arm)
-        found = rows_of(arm, out / arm)
-        rows += found[0]
-        pairs += found[1]
-    seeds = [int(path.name.removeprefix("seed-")) for path in trainings]
+    documents, seeds = ask_all(given.run, given.methods.split(","), asked, out, given.jobs)
+    found = list(zip(ARMS, documents, strict=True))
     write_result(
         RESULT,
-        {"arms": ARMS, "rows": rows, "paired": pairs, "reference": AGAINST},
+        {
+            "arms": ARMS,
+            "rows": [{"arm": arm, **row} for arm, each in found for row in each["rows"]],
+            "paired": [{"arm": arm, **row} for arm, each in found for row in each["paired"]],
+            "reference": AGAINST,
+        },
         seeds=sorted({SEED, *seeds}),
         data=sha256_of_files([out / "haystacks"]),
         exact=("rows", "paired"),

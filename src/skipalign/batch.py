@@ -119,9 +119,9 @@ def _require_increasing(
     if len(position_ids) != len(example.input_ids):
         lengths = f"{len(position_ids):,} positions for {len(example.input_ids):,} tokens"
         raise DataError(f"{known} {lengths}{cure}")
-    wrong = np.flatnonzero(np.diff(position_ids, prepend=-1) < 1)
-    if len(wrong):
-        token = int(wrong[0])
+    falls = position_ids[1:] <= position_ids[:-1]
+    if position_ids[0] < 0 or falls.any():
+        token = 0 if position_ids[0] < 0 else int(falls.argmax()) + 1
         before = f" after {position_ids[token - 1]}" if token else ""
         raise DataError(f"{known} token {token} position {position_ids[token]}{before}{cure}")
     limit = getattr(strategy, "max_position", None)

@@ -20,8 +20,9 @@ from skipalign.errors import RecipeError
 
 def runs(positions: Int[np.ndarray, " T"]) -> tuple[Int[np.ndarray, " R"], Int[np.ndarray, " R"]]:
     """Return the first and the one-past-last token index of every run of consecutive positions."""
-    starts = np.flatnonzero(np.diff(positions, prepend=positions[0] - 2) != 1)
-    return starts, np.append(starts[1:], len(positions))
+    skips = np.flatnonzero(np.diff(positions) != 1) + 1
+    edges = np.concatenate([[0], skips, [len(positions)]])
+    return edges[:-1], edges[1:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +123,8 @@ class GapBias(KeyBias):
         stops: Int[np.ndarray, " R"],
         rng: np.random.Generator,  # noqa: ARG002
     ) -> Float[np.ndarray, " R"]:
-        nexts = np.append(positions[starts[1:]], positions[-1] + 1)
-        return np.log((nexts - positions[starts]) / (stops - starts))
+        edges = np.append(positions[starts], positions[-1] + 1)
+        return np.log(np.diff(edges) / (stops - starts))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ def divide(total: int, num_parts: int, rng: np.random.Generator) -> Int[np.ndarr
     """
     places = total + num_parts - 1
     bars = np.sort(rng.choice(places, num_parts - 1, replace=False, shuffle=False))
-    return np.diff(bars, prepend=-1, append=places) - 1
+    return np.diff(np.concatenate([[-1], bars, [places]])) - 1
 
 
 class StarsAndBars(Law):
