@@ -20,7 +20,7 @@ import readme_tables
 import transfer
 
 from skipalign import recipe
-from skipalign.origin import write_result
+from skipalign.origin import sha256_of_files, write_result
 
 RESULT = pages.RESULTS / "lengths-tiny.json"
 LENGTHS = (2048, 8192)
@@ -45,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> None:
         RESULT,
         {field: document[field] for field in kept},
         seeds=sorted({transfer.SEED, *seeds}),
-        data="the models of confirmation-tiny.json",
+        data=sha256_of_files([transfer.RECIPE]),
         exact=("rows", "paired"),
         measured=(),
     )

@@ -12,11 +12,12 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from made_tokenizers import tokenizer
-from skipalign import example_file
+from skipalign import digests, example_file
 from skipalign import prepare as room
+from skipalign.digests import digests_of
 from skipalign.errors import DataError, RecipeError, RunError
 from skipalign.example_file import ExampleFile
-from skipalign.prepare import Source, digests_of, prepare
+from skipalign.prepare import Source, prepare
 from skipalign.progress import Silent
 
 SHARED = Path(__file__).parents[1].parent / "shared/data"
@@ -359,4 +360,4 @@ def test_only_the_data_files_of_a_folder_make_its_digest(fast, tmp_path):
     (folder / ".DS_Store").write_bytes(b"\0")
     prepare([source], fast, tmp_path / "out")
     assert (digests_of(tmp_path / "out/data"), stamp(tmp_path / "out")) == before
-    assert room._files(str(folder), Silent()).num_rows == 2
+    assert digests.files_of(str(folder), Silent()).num_rows == 2

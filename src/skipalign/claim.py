@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from skipalign import tiny
+from skipalign.digests import digests_of
 from skipalign.errors import RunError
 from skipalign.files import defaults, read_json, write_json
 from skipalign.model import weights_digest
-from skipalign.prepare import digests_of
 from skipalign.progress import Progress
 from skipalign.resolved import Training
 

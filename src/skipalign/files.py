@@ -4,6 +4,7 @@ And keep two processes from writing into one folder.
 """
 
 import errno
+import gzip
 import json
 import logging
 import os
@@ -125,6 +126,12 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` in one step, as UTF-8."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def write_gzip(path: str | Path, text: str) -> None:
+    """Write UTF-8 text compressed, whole or not at all, the same bytes every time."""
+    with written_aside(path) as aside:
+        aside.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def write_json(path: str | Path, value: dict[str, Any]) -> None:

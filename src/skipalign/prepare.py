@@ -29,20 +29,18 @@ from skipalign.conversation import (
     check_options,
     read_conversations,
 )
+from skipalign.digests import Files, files_of, require_same_files, require_unchanged
 from skipalign.encoding import IGNORE_INDEX, Encoded, Encoder, Example
 from skipalign.errors import DataError, RecipeError, RunError
 from skipalign.example_file import ExampleWriter, examples_path
 from skipalign.files import json_text, read_json, write_json, written_aside
 from skipalign.progress import Bar, Progress, Silent
-from skipalign.readers import data_files
-from skipalign.rowcount import num_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SILENT = Silent()
 
-_LARGE = 256  # MiB of a file whose reading takes a while
 _FORMAT = 2
 """Part of the fingerprint: raise it whenever the same row gives another example."""
 
@@ -85,7 +83,7 @@ def prepare(
         tokenizer: of the base.
         out: the folder.
         template_kwargs: what the chat template takes.
-        trained_on: what `digests_of` returned of data that a training in `out` has read.
+        trained_on: what `digests.digests_of` returned of data that a training in `out` has read.
         progress: where to report.
 
     Returns:
@@ -105,7 +103,7 @@ def prepare(
         limit: Encoder(tokenizer, max_tokens=limit, template_kwargs=template_kwargs)
         for limit in {source.max_tokens for source in sources}
     }
-    files = {source.name: _files(source.path, progress) for source in sources}
+    files = {source.name: files_of(source.path, progress) for source in sources}
     require_same_files({name: each.digests for name, each in files.items()}, trained_on, out)
     manifest = _manifest(sources, files, tokenizer, encoders[sources[0].max_tokens])
     manifest["template_kwargs"] = dict(template_kwargs or {})
@@ -116,7 +114,7 @@ def prepare(
     work = [(source, encoders[source.max_tokens], files[source.name]) for source in sources]
     accounting = _make(work, out, progress)
     for source in sources:
-        _require_unchanged(source, files[source.name])
+        require_unchanged(source.path, files[source.name])
     counts = {key: accounting["total"][key] for key in ("examples", "tokens")}
     size = examples_path(out / "data").stat().st_size
     shown = {source.name: source.path for source in sources}
@@ -178,7 +176,7 @@ class _Log:
         self._file.write(json_text({**where, **fields}) + "\n")
 
 
-_Work = Sequence[tuple[Source, Encoder, "_Files"]]
+_Work = Sequence[tuple[Source, Encoder, Files]]
 
 
 def _make(work: _Work, out: Path, progress: Progress) -> dict[str, Any]:
@@ -305,88 +303,9 @@ def _require_examples(tallies: Mapping[str, _Tally]) -> None:
 # --- what it was made from ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Files:
-    """What a path held: a digest of each file; about how many rows, where that is known."""
-
-    digests: tuple[tuple[str, str], ...]
-    num_rows: int | None
-    stamps: tuple[tuple[str, int, int], ...] = ()
-
-
-def _files(path: str, progress: Progress) -> _Files:
-    listed = data_files(path)
-    if not listed:
-        return _Files(((path, "data set"),), None)
-    stamps = _stamps(listed)
-    digests: list[tuple[str, str]] = []
-    rows: list[int | None] = []
-    for file in listed:
-        digest, lines, mebibytes = hashlib.sha256(), 0, file.stat().st_size >> 20
-        last = b"\n"
-        told = progress if mebibytes >= _LARGE else _SILENT
-        with file.open("rb") as handle, told.bar(f"read {file.name}, MiB", mebibytes) as bar:
-            while chunk := handle.read(2**20):
-                digest.update(chunk)
-                lines, last = lines + chunk.count(b"\n"), chunk
-                bar.advance()
-        rows.append(num_rows(file, lines + (not last.endswith(b"\n"))))
-        # Names order the files of a folder; a lone file may be moved, but keeps its kind.
-        name = file.name if Path(path).expanduser().is_dir() else file.suffix
-        digests.append((name, digest.hexdigest()))
-    known = [each for each in rows if each is not None]
-    return _Files(tuple(digests), sum(known) if len(known) == len(rows) else None, stamps)
-
-
-def _stamps(files: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:
-    """Return name, size and time of change of each file."""
-    found = ((file, file.stat()) for file in files)
-    return tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in found)
-
-
-def _require_unchanged(source: Source, files: _Files) -> None:
-    if files.stamps and _stamps(data_files(source.path)) != files.stamps:
-        raise DataError(
-            f"{source.path}: changed while it was read; a file that stands still is required - "
-            "start again when it is written"
-        )
-
-
-def digests_of(data_dir: str | Path) -> dict[str, Any]:
-    """Return the digests of the files that prepared data was read from, by source.
-
-    Raises:
-        RunError: the folder holds no whole data.
-    """
-    manifest = read_json(Path(data_dir) / "manifest.json")
-    return {source["name"]: source["files"] for source in manifest["sources"]}
-
-
-def require_same_files(
-    found: Mapping[str, Any], trained_on: Mapping[str, Any] | None, out: Path
-) -> None:
-    """Refuse files that are not those a training has begun with, before its data is touched.
-
-    Args:
-        found: digests by source.
-        trained_on: those of the training in `out`, None where nothing is trained yet.
-        out: its folder.
-
-    Raises:
-        DataError: names the sources that changed.
-    """
-    plain = json.loads(json.dumps(found))
-    changed = [name for name, digests in (trained_on or {}).items() if plain.get(name) != digests]
-    if changed:
-        raise DataError(
-            f"{out}: its training began with other data ({', '.join(changed)} changed since); put "
-            "the old files back, or give this one a folder of its own (name=...)"
-        )
-
-
 def _manifest(
     sources: Sequence[Source],
-    files: Mapping[str, _Files],
+    files: Mapping[str, Files],
     tokenizer: "PreTrainedTokenizerBase",
     encoder: Encoder,
 ) -> dict[str, Any]:

@@ -396,13 +396,13 @@ def probes(groups: Sequence[Group]) -> dict[str, Any]:
     for each in groups:
         for training in each.trainings:
             document = training.documents.get("probe", {})
-            layout = _text(document.get("attn_implementation", "–"))
+            attention = _text(document.get("attn_implementation", "–"))
             for check in document.get("checks") or []:
                 name, verdict = _text(check.get("name")), bool(check.get("passed"))
                 passed.setdefault(each.name, {}).setdefault(name, []).append(verdict)
                 numbers = [_measure(check.get(key)) for key in ("change", "threshold")]
                 found = "passed" if verdict else "FAILED"
-                single.append([each.name, training.label, name, layout, found, *numbers])
+                single.append([each.name, training.label, name, attention, found, *numbers])
     checks = list(dict.fromkeys(name for found in passed.values() for name in found))
     counted = [
         [method, *(_passed(found.get(name, [])) for name in checks)]

@@ -26,6 +26,7 @@ from skipalign import prepare as prepare_room
 from skipalign.arguments import training_arguments
 from skipalign.card import license_of, write_card
 from skipalign.claim import claim, finished, folder_of, require_same_settings, trained_on
+from skipalign.digests import digests_of, require_same_files
 from skipalign.distribution import is_first, on_first
 from skipalign.encoding import DEFAULT_TEMPLATE
 from skipalign.errors import RunError
@@ -35,7 +36,6 @@ from skipalign.example_file import ExampleFile
 from skipalign.files import alone_in, defaults, read_json, write_json, write_text
 from skipalign.model import load_model, load_tokenizer, save_model, weights_digest
 from skipalign.origin import environment
-from skipalign.prepare import digests_of, require_same_files
 from skipalign.progress import Labelled, Progress, Silent
 from skipalign.resolved import Training
 from skipalign.results import of_other_weights

@@ -15,7 +15,6 @@ and number, so that a training that was stopped goes on as if it had not been.
 """
 
 import argparse
-import gzip
 import json
 import os
 import shutil
@@ -31,7 +30,7 @@ import torch
 from transformers import LlamaConfig
 
 from skipalign.errors import ModelError, SkipalignError
-from skipalign.files import read_json, write_json, written_aside
+from skipalign.files import read_json, write_gzip, write_json, written_aside
 from skipalign.model import load_tokenizer, save_model
 from skipalign.progress import Progress, Silent, Terminal
 from skipalign.tiny import PROSE
@@ -371,16 +370,11 @@ def _write_data(folder: Path, rows: StoryRows, law: Law) -> None:
     if not path.exists():
         drawn = (rows.maker.draw(rng).messages() for _ in range(law.num_conversations))
         text = "".join(json.dumps({"messages": each}, ensure_ascii=False) + "\n" for each in drawn)
-        _write_gzip(path, text)
+        write_gzip(path, text)
     path = folder / "prose.jsonl.gz"
     if not path.exists():
         made = " ".join(sentence(rng) for _ in range(law.num_sentences // 2))
-        _write_gzip(path, json.dumps({"text": made}, ensure_ascii=False) + "\n")
-
-
-def _write_gzip(path: Path, text: str) -> None:
-    with written_aside(path) as aside:
-        aside.write_bytes(gzip.compress(text.encode(), mtime=0))
+        write_gzip(path, json.dumps({"text": made}, ensure_ascii=False) + "\n")
 
 
 def main() -> None:

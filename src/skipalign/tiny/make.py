@@ -11,7 +11,6 @@ not there yet, `conversations` likewise `tiny-long` and `tiny-prose`.
 """
 
 import argparse
-import gzip
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 from skipalign.conversation import Conversation, Message, Place
 from skipalign.encoding import IGNORE_INDEX, Encoder
 from skipalign.errors import ModelError, SkipalignError
-from skipalign.files import write_text, written_aside
+from skipalign.files import write_gzip, write_text
 from skipalign.model import Config, load_config, load_tokenizer, save_model
 from skipalign.progress import Progress, Silent, Terminal, counted
 from skipalign.tiny import (
@@ -213,12 +212,7 @@ def write_conversations(
     made = counted(progress, "make conversations", range(count))
     rows = ({"messages": maker.draw(rng)} for _ in made)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    _write_gzip(path, text)
-
-
-def _write_gzip(path: Path, text: str) -> None:
-    with written_aside(path) as aside:
-        aside.write_bytes(gzip.compress(text.encode(), mtime=0))
+    write_gzip(path, text)
 
 
 def make_base(
@@ -290,7 +284,7 @@ def conversations(name: str, progress: Progress = _SILENT) -> str:
         maker = conversation_maker(load_tokenizer(str(BASE)), read_prose(PROSE), LONG_LAW)
         write_conversations(maker, SEED + 3, path, NUM_LONG_CONVERSATIONS, progress)
     if name == TEXT and not path.exists():
-        _write_gzip(path, json.dumps({"text": read_prose(PROSE)}, ensure_ascii=False) + "\n")
+        write_gzip(path, json.dumps({"text": read_prose(PROSE)}, ensure_ascii=False) + "\n")
     return str(path)
 
 
