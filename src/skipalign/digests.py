@@ -31,6 +31,11 @@ class Files:
 
 
 def files_of(path: str, progress: Progress) -> Files:
+    """Read every data file of a path once, and tell of large ones as it goes.
+
+    Raises:
+        DataError: there is no such file or folder, or nothing in it is data.
+    """
     listed = data_files(path)
     if not listed:
         return Files(((path, "data set"),), None)
@@ -61,6 +66,11 @@ def _stamps(files: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:
 
 
 def require_unchanged(path: str, files: Files) -> None:
+    """Refuse files that changed while they were read.
+
+    Raises:
+        DataError: size or time of change of a file is another, or a file came or went.
+    """
     if files.stamps and _stamps(data_files(path)) != files.stamps:
         raise DataError(
             f"{path}: changed while it was read; a file that stands still is required - "
