@@ -20,7 +20,7 @@ SRC = ROOT / "src" / "skipalign"
 # Each room imports, at run time, only rooms before it. ARCHITECTURE.md holds the same list.
 ORDER_TEXT = """
 errors files visible progress
-rowcount raw_row json_rows csv_rows readers
+rowcount raw_row json_rows csv_rows readers digests
 conversation tokens template shortening encoding example_file prepare
 laws cuts positions key_bias coverage rope packing costs logit_scale
 tiny visits batch bias_attention borders adapters model shapes probe checkpoints
