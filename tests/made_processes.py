@@ -131,7 +131,7 @@ def shard(base: Path, data: ExampleFile, out: Path) -> dict[str, Any]:
     sum(expected).backward()
     losses, changes = [], []
     for head in (None, ChunkedHead(model, tokens_at_once=3)):
-        engine.head = head
+        engine.take_head(head)
         model.zero_grad()
         inputs = engine._prepare_inputs(dict(batches[rank]))
         loss = engine.compute_loss(model, inputs, num_items_in_batch=num_items)

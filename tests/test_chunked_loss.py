@@ -191,6 +191,17 @@ def test_a_run_with_a_chunked_loss_is_the_same_run(
             assert one[name] == pytest.approx(other[name], abs=1e-5)
 
 
+def test_a_model_that_counts_no_tokens_itself_takes_a_chunked_loss(
+    base: Path, data: ExampleFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(LlamaForCausalLM, "accepts_loss_kwargs", False, raising=False)
+    losses = [
+        fit(base, data, tmp_path / str(chunked), chunked_loss=chunked)[1][0]["loss"]
+        for chunked in (False, True)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_half_precision_checkpointing_scale_bias_and_packs_go_together(

@@ -243,6 +243,20 @@ def test_the_loss_by_sample_is_not_that_by_token(base: Path, tmp_path: Path):
     assert losses["sample"] != losses["token"]
 
 
+def test_training_counts_the_tokens_that_preparing_counted(base: Path, tmp_path: Path):
+    """A document's first token has a label and no loss, whether it stands alone or in a pack."""
+    texts = [" ".join(WORDS[: 5 + row % 9]) for row in range(8)]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    source = Source(path=str(path), name="chats")
+    counted = prepare([source], load_tokenizer(str(base)), tmp_path)["total"]["trained_tokens"]
+    data = ExampleFile(tmp_path / "data")
+    assert counted == sum(len(each.labels) - 1 for each in data)
+    epoch = {"max_steps": -1, "num_train_epochs": 1}
+    assert fit(base, data, tmp_path / "alone", trainer=epoch).trained_tokens == counted
+    assert fit(base, data, tmp_path / "packed", trainer=epoch, **BLOCKS).trained_tokens == counted
+
+
 def test_packing_changes_neither_what_is_trained_nor_the_saved_config(
     base: Path, data: ExampleFile, tmp_path: Path
 ):

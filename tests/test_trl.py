@@ -271,6 +271,30 @@ def test_evaluation_has_natural_positions(
             assert positions[mask == 1].tolist() == list(range(int(mask.sum())))
 
 
+EACH_STEP = {
+    **{"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1},
+    **{"max_steps": 2, "per_device_eval_batch_size": 2, "load_best_model_at_end": True},
+}
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_it_evaluates_while_it_trains_and_keeps_the_best(
+    model: Callable[[], Any], base: str, rows: Any, tmp_path: Path, named: bool
+):
+    held_out = rows.select(range(4))
+    options = {"metric_for_best_model": "eval_one_loss"} if named else {}
+    trainer = sft(
+        *(model(), base, rows, tmp_path),
+        eval_dataset={"one": held_out} if named else held_out,
+        **EACH_STEP,
+        **options,
+    )
+    trainer.train()
+    name = "eval_one_loss" if named else "eval_loss"
+    assert len([line for line in trainer.state.log_history if name in line]) == 2
+    assert trainer.state.best_model_checkpoint
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -378,6 +402,16 @@ def dpo(model: Any, base: str, pairs: Any, out: Path, **changes: Any) -> SkipDPO
         strategy=SKIPS,
         **extra,
     )
+
+
+def test_dpo_evaluates_while_it_trains(
+    model: Callable[[], Any], base: str, pairs: Any, tmp_path: Path
+):
+    held_out = pairs.select(range(2))
+    extra = {"ref_model": model(), "eval_dataset": held_out}
+    trainer = dpo(model(), base, pairs, tmp_path, **extra, **EACH_STEP)
+    trainer.train()
+    assert len([line for line in trainer.state.log_history if "eval_loss" in line]) == 2
 
 
 def test_dpo_compares_answers_at_the_same_positions(

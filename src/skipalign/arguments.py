@@ -30,6 +30,7 @@ OWNED = {
     "group_by_length": "the sampler groups by length and carries the epoch",
     "label_names": "labels come from the collator",
     "resume_from_checkpoint": "a run resumes by itself from its newest whole checkpoint",
+    "average_tokens_across_devices": "every token or sample of a step weighs the same",
     "dispatch_batches": "slicing a batch on one process breaks rows and positions",
     "accelerator_config": "batches are split by the sampler, never sliced",
     "do_eval": "evaluation is a stage of its own",

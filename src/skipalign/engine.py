@@ -83,6 +83,16 @@ class SkipTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.sampler
 
+    def take_head(self, head: ChunkedHead | None) -> None:
+        """Let the head compute the losses of tokens in parts; None leaves that to the model.
+
+        Before the first step: whether a model that counts no tokens itself is told their number
+        hangs on there being a loss function.
+        """
+        self.head = head
+        of_tokens = partial(mean_over_tokens, token_losses=_as_they_are)
+        self.compute_loss_func = None if head is None else of_tokens
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
     ) -> tuple[list[Any], Any]:
@@ -106,13 +116,11 @@ class SkipTrainer(Trainer):
     ) -> Any:
         """Return the loss, the samples' borders kept from the model."""
         sample_ids = inputs.pop("sample_ids", None)
-        losses = token_losses if self.head is None else _as_they_are
         if self.samples_weigh_the_same:
+            losses = token_losses if self.head is None else _as_they_are
             self.compute_loss_func = partial(
                 mean_over_samples, sample_ids=sample_ids, token_losses=losses
             )
-        elif self.head is not None:
-            self.compute_loss_func = partial(mean_over_tokens, token_losses=losses)
         labels = inputs["labels"]
         with nullcontext() if self.head is None else self.head.in_parts(labels):
             found: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
@@ -205,7 +213,7 @@ class SkipTrainer(Trainer):
             num_sequences = len(mask)
         self.counts.num_sequences += num_sequences
         self.counts.tokens += int(seen.sum())
-        self.counts.trained_tokens += int((batch["labels"] != IGNORE_INDEX).sum())
+        self.counts.trained_tokens += int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
 
     def totals(self) -> Counts:
         """Return what all processes together have fed to the model; all of them have to ask."""

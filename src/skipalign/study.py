@@ -140,7 +140,7 @@ def prepare(
     """Prepare the data of every training; equal data is made once and linked.
 
     Returns:
-        the accounting of the last training.
+        the accounting of the last data that were made.
     """
     made: dict[str, Path] = {}
     accounting: dict[str, Any] = {}

@@ -124,7 +124,7 @@ def train(
         float_mask=not takes_borders(model.config._attn_implementation),
     )
     engine = _engine(model, args, examples, collator, packing=packing, weights=weights or {})
-    engine.head = _chunked_head(engine) if chunked_loss else None
+    engine.take_head(_chunked_head(engine) if chunked_loss else None)
     watch = _watch(engine, out, _question(examples, collator, packing), watchers)
     bar, told = (progress or Silent()).bar("train", None), _told_with_the_cure(engine, out)
     with _ctrl_c_stops(watch), bar as watch.bar, _training_only(model, collator), told:

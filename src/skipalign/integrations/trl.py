@@ -204,6 +204,7 @@ class SkipSFTTrainer(_SkipTrainer, SFTTrainer):
             args=args,
             data_collator=_collator(self._tokenizer_of_rows, strategy, args),
             train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=self._tokenizer_of_rows,
             **others,
         )
@@ -277,6 +278,7 @@ class SkipDPOTrainer(_SkipTrainer, DPOTrainer):
                 Any, PairCollator(_collator(self._tokenizer_of_rows, strategy, args))
             ),
             train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=self._tokenizer_of_rows,
             **others,
         )
