@@ -27,9 +27,9 @@ On a CPU scores, counts and losses repeat to the bit, with the packages of `envi
 threads and the same kind of processor. On a GPU they repeat within their intervals, because sums
 run in another order. Times and what follows from them are measured and repeat nowhere.
 
-A file of before commits were kept says `{NOT_RECORDED}`; "came with" is the commit that brought its
-figures into the repository. A `note` in the file says what else is known. `skipalign report RUN
---json-out FILE` writes the files of commands that make a run.
+A file made before a field was kept has `{NOT_RECORDED}` in it: three name no processor. "came with"
+is the commit that brought the figures into the repository. A `note` in the file says what else is
+known. `skipalign report RUN --json-out FILE` writes the files of commands that make a run.
 
 """
 

@@ -3,7 +3,7 @@
     python benchmarks/transfer.py runs/confirmation-tiny normal,pose,token,cuts,noise-1 [--jobs 2]
 
 Each arm changes one thing of the needle of recipes/confirmation-tiny.yaml: the sentence, the prose
-around it, or how alike the keys are. Every arm becomes a run folder in RUN-transfer/ARM, which
+around it, the names, or what is asked. Every arm becomes a run folder in RUN-transfer/ARM, which
 `skipalign report` reads; started again, this goes on where it stopped. Results go to
 benchmarks/results/transfer-tiny.json: a row for each arm, method and length, and differences
 against PoSE pair by pair, and transfer_table.py writes them into docs/confirmation.md.
@@ -24,8 +24,9 @@ import transfer_table
 from skipalign import recipe
 from skipalign.evaluating import load_generator
 from skipalign.evaluation.haystack import sentence_edges
-from skipalign.evaluation.needle import NeedleSettings, evaluate_needle
+from skipalign.evaluation.needle import NeedleSettings
 from skipalign.evaluation.ruler_samples import published
+from skipalign.evaluation.tasks import task_of
 from skipalign.origin import sha256_of_files, write_result
 from skipalign.report import study_document
 from skipalign.tiny import PROSE
@@ -39,11 +40,16 @@ SEED = 0
 ARMS = {
     "as trained": "the needle of the confirmation",
     "another template": 'the record is "The name of {key} is {value}."',
+    "a thousand names": "keys of two names, 1,024 of them",
     "near keys": "keys of two names, all others share one of them with the needle's",
     "repeated filler": "RULER's five short sentences, over and over",
     "legal filler": "the Apache licence",
     "names in the filler": "after every sentence of the prose one of four surnames, which are the "
     "values of records as well",
+    "question first": "the question stands before the text",
+    "two needles": "the question names two keys",
+    "two places": 'every record is two: "{key} is {other}." and that of {other}',
+    "turned round": 'the record is "{value} is {key}."',
 }
 
 
@@ -69,31 +75,42 @@ def haystacks(folder: Path) -> dict[str, str]:
 
 
 def settings_of(arm: str, texts: dict[str, str]) -> NeedleSettings:
-    """Return what an arm asks: 20 prompts a length and model."""
-    settings: Any = replace(recipe.load(str(RECIPE)).tasks["needle"], trials=4)
+    """Return what an arm asks: 40 prompts a length and model."""
+    settings: Any = replace(recipe.load(str(RECIPE)).tasks["needle"], trials=8)
+    half = len(KEYS) // 2
+    names: dict[str, Any] = {"keys": (KEYS[:half], KEYS[half:])}
+    changes: dict[str, dict[str, Any]] = {
+        "another template": {"needle": "The name of {key} is {value}."},
+        "a thousand names": names,
+        "near keys": {**names, "near_keys": True},
+        "question first": {"question_first": True},
+        "two needles": {"num_needles": 2, "max_new_tokens": 12},
+        "two places": {"link": "{key} is {other}."},
+        "turned round": {"needle": "{value} is {key}."},
+    }
     if arm in texts:
         return replace(settings, haystack=texts[arm])
-    if arm == "another template":
-        return replace(settings, needle="The name of {key} is {value}.")
-    if arm == "near keys":
-        half = len(KEYS) // 2
-        return replace(settings, keys=(KEYS[:half], KEYS[half:]), near_keys=True)
-    return settings
+    return replace(settings, **changes.get(arm, {}))
 
 
-def ask(training: Path, out: Path, settings: NeedleSettings) -> str:
-    """Ask one model in one arm; its training.json goes along, so that pairs are found."""
+def ask(training: Path, out: Path, asked: Sequence[Any]) -> str:
+    """Ask one model the tasks of one arm; its training.json goes along, so that pairs are found."""
     place = out / training.parent.name / training.name
     generator, tokenizer = load_generator(training / "model")
-    evaluate_needle(generator, tokenizer, settings, place / "evaluation" / "needle")
+    for settings in asked:
+        task = task_of(settings)
+        task.evaluate(generator, tokenizer, settings, place / "evaluation" / task.name)
     shutil.copy(training / "training.json", place)
     return str(place)
 
 
 def ask_all(
-    run: Path, methods: Sequence[str], arms: Mapping[str, NeedleSettings], out: Path, jobs: int
+    run: Path, methods: Sequence[str], arms: Mapping[str, Sequence[Any]], out: Path, jobs: int
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """Ask the models of methods in every arm, in run folders out/ARM.
+
+    Args:
+        arms: the settings of each arm's tasks.
 
     Returns:
         The document of each arm, as `skipalign report` has it, and the seeds of the trainings.
@@ -118,7 +135,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     out = given.run.with_name(f"{given.run.name}-transfer")
     texts = haystacks(out / "haystacks")
-    asked = {arm: settings_of(arm, texts) for arm in ARMS}
+    asked = {arm: [settings_of(arm, texts)] for arm in ARMS}
     documents, seeds = ask_all(given.run, given.methods.split(","), asked, out, given.jobs)
     found = list(zip(ARMS, documents, strict=True))
     write_result(

@@ -20,10 +20,15 @@ def test_an_arm_changes_one_thing_and_no_other(tmp_path):
     assert changed == {
         "as trained": set(),
         "another template": {"needle"},
+        "a thousand names": {"keys"},
         "near keys": {"keys", "near_keys"},
         "repeated filler": {"haystack"},
         "legal filler": {"haystack"},
         "names in the filler": {"haystack"},
+        "question first": {"question_first"},
+        "two needles": {"num_needles", "max_new_tokens"},
+        "two places": {"link"},
+        "turned round": {"needle"},
     }
 
 
